@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::api::Word;
+use distd_core::names::Wanted;
 use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::LimitsFile;
 use distd_peer::settings::{
@@ -34,7 +35,22 @@ const LIMITS: &str = "limits";
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Longest time that a finished pull can be told to linger, seconds.
-const LINGER_SECONDS_MAX: u64 = 24 * 60 * 60;
+const LINGER_SECONDS_MAX: u64 = DAY_SECONDS;
+
+/// Default number of releases that stay in the directory of a channel that is followed.
+const FOLLOW_KEEP: usize = 2;
+
+/// Default time between two looks at a channel that is followed.
+const FOLLOW_POLL: Duration = Duration::from_secs(5 * 60);
+
+/// Default directory with the programs that are run at each state of an attempt.
+const HOOKS: &str = "/etc/distd/hooks.d";
+
+/// Default time limit of such a program.
+const HOOK_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// Longest time limit, and longest time between two looks, seconds.
+const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// Default port of an agent.
 const AGENT_PORT: u16 = 4434;
@@ -95,6 +111,18 @@ pub struct Values {
     pub linger: Duration,
     /// Whether a channel may take this device back to an older release.
     pub downgrade: Downgrade,
+    /// Channel that `distd agent` follows.
+    pub follow: Option<Wanted>,
+    /// Directory in which it installs the channel's releases.
+    pub follow_directory: Option<PathBuf>,
+    /// Number of releases that stay there.
+    pub follow_keep: usize,
+    /// Time between two looks at the channel.
+    pub follow_poll: Duration,
+    /// Directory with the programs that are run at each state of an attempt.
+    pub hooks: PathBuf,
+    /// Time limit of each of these programs.
+    pub hook_limit: Duration,
 }
 
 impl Default for Values {
@@ -114,6 +142,12 @@ impl Default for Values {
             metrics: None,
             linger: LINGER,
             downgrade: Downgrade::default(),
+            follow: None,
+            follow_directory: None,
+            follow_keep: FOLLOW_KEEP,
+            follow_poll: FOLLOW_POLL,
+            hooks: HOOKS.into(),
+            hook_limit: HOOK_LIMIT,
         }
     }
 }
@@ -287,6 +321,86 @@ pub const TABLE: Table<Values> = Table {
                 number(text, 0..=LINGER_SECONDS_MAX).map(|seconds| s.linger = Duration::from_secs(seconds))
             },
             show: |s| Shown::Number(s.linger.as_secs().into()),
+        },
+        Setting {
+            key: "follow.channel",
+            option: "follow",
+            variable: "DISTD_FOLLOW",
+            value: "PRODUCT:CHANNEL",
+            several: false,
+            default: "",
+            help: "Channel whose releases `distd agent` installs (rollouts.md)",
+            set: |s, text| match text.parse() {
+                Ok(wanted @ Wanted::Channel { .. }) => {
+                    s.follow = Some(wanted);
+                    Ok(())
+                }
+                Ok(Wanted::Release { .. }) | Err(_) => Err("is no channel: write PRODUCT:CHANNEL".to_owned()),
+            },
+            show: |s| Shown::Text(s.follow.as_ref().map_or_else(String::new, ToString::to_string)),
+        },
+        Setting {
+            key: "follow.directory",
+            option: "follow-into",
+            variable: "DISTD_FOLLOW_INTO",
+            value: "DIR",
+            several: false,
+            default: "",
+            help: "Directory in which the releases of that channel are installed, as `releases/VERSION`, with the \
+                   link `current`",
+            set: |s, text| filled(text, "directory").map(|dir| s.follow_directory = Some(dir)),
+            show: |s| {
+                let path = s.follow_directory.as_ref();
+                Shown::Text(path.map_or_else(String::new, |path| path.display().to_string()))
+            },
+        },
+        Setting {
+            key: "follow.keep",
+            option: "follow-keep",
+            variable: "DISTD_FOLLOW_KEEP",
+            value: "N",
+            several: false,
+            default: "2",
+            help: "Number of releases that stay in that directory",
+            set: |s, text| number(text, 2..=100).map(|keep| s.follow_keep = keep),
+            show: |s| Shown::Number(u64::try_from(s.follow_keep).unwrap_or(u64::MAX).into()),
+        },
+        Setting {
+            key: "follow.poll_seconds",
+            option: "follow-poll-seconds",
+            variable: "DISTD_FOLLOW_POLL_SECONDS",
+            value: "SECONDS",
+            several: false,
+            default: "300",
+            help: "Time between two looks at that channel, at most; each is shortened by up to a quarter at random",
+            set: |s, text| {
+                number(text, 1..=DAY_SECONDS).map(|seconds| s.follow_poll = Duration::from_secs(seconds))
+            },
+            show: |s| Shown::Number(s.follow_poll.as_secs().into()),
+        },
+        Setting {
+            key: "follow.hooks",
+            option: "hooks",
+            variable: "DISTD_HOOKS",
+            value: "DIR",
+            several: false,
+            default: "`/etc/distd/hooks.d`",
+            help: "Directory with the programs `activate`, `health` and `rolled-back`, each run at that state",
+            set: |s, text| filled(text, "directory").map(|dir| s.hooks = dir),
+            show: |s| Shown::Text(s.hooks.display().to_string()),
+        },
+        Setting {
+            key: "follow.hook_seconds",
+            option: "hook-seconds",
+            variable: "DISTD_HOOK_SECONDS",
+            value: "SECONDS",
+            several: false,
+            default: "300",
+            help: "Time limit of each of these programs",
+            set: |s, text| {
+                number(text, 1..=DAY_SECONDS).map(|seconds| s.hook_limit = Duration::from_secs(seconds))
+            },
+            show: |s| Shown::Number(s.hook_limit.as_secs().into()),
         },
         Setting {
             key: "policy.downgrade",

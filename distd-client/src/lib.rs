@@ -4,7 +4,8 @@
 //! [`pull()`](pull::pull) gets one release to one target: it resolves the release by signed
 //! metadata, copies the chunks that the device has, fetches the rest, verifies the whole and puts
 //! it in place. A pull that is killed anywhere is continued by the next call with the same request.
-//! [`share`] is the device's part in its site. [`disk`] has the operations on the device's files
+//! [`share`] is the device's part in its site, [`follow`] its part in rollouts: it keeps a
+//! directory on the release of a channel. [`disk`] has the operations on the device's files
 //! and disks, [`failure`] the kinds of failures, [`progress`] the receiver of progress.
 //!
 //! The program `distd` is a thin command line on this library; `examples/pull.rs` is the smallest
@@ -13,6 +14,7 @@
 pub mod config;
 pub mod disk;
 pub mod failure;
+pub mod follow;
 pub mod local;
 pub mod progress;
 pub mod pull;

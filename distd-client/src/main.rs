@@ -68,6 +68,7 @@ enum Command {
     Node(cmd::node::Args),
     Group(cmd::group::Args),
     Grant(cmd::grant::Args),
+    Rollout(cmd::rollout::Args),
 }
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
@@ -91,6 +92,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Node(args) => cmd::node::run(context, args).await,
         Command::Group(args) => cmd::group::run(context, args).await,
         Command::Grant(args) => cmd::grant::run(context, args).await,
+        Command::Rollout(args) => cmd::rollout::run(context, args).await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use distd_core::api::{
     ChangeLabels, GrantList, GroupList, GroupMembers, GroupSelection, NewGrants, NewGroup, NodeDetail,
-    NodeLabels,
+    NodeLabels, Pin,
 };
 use reqwest::Method;
 
@@ -17,6 +17,17 @@ impl Api {
     /// Changes the labels that an operator gave a node; returns all its labels.
     pub(crate) async fn label_node(&self, id: &str, change: &ChangeLabels) -> Result<NodeLabels, ApiError> {
         self.with_body(Method::POST, &["v1", "nodes", id, "labels"], change).await
+    }
+
+    /// Pins a node to a version of a product.
+    pub(crate) async fn pin_node(&self, id: &str, product: &str, version: &str) -> Result<(), ApiError> {
+        let request = self.request(Method::PUT, &["v1", "nodes", id, "pins", product]).timeout(ANSWER);
+        self.send(request.json(&Pin { version: version.to_owned() })).await.map(drop)
+    }
+
+    /// Removes the pin of a node to a version of a product.
+    pub(crate) async fn unpin_node(&self, id: &str, product: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "nodes", id, "pins", product]).await
     }
 
     /// Returns the groups.

@@ -2,6 +2,7 @@
 
 mod error;
 mod fleet;
+mod rollouts;
 mod upload;
 mod url;
 

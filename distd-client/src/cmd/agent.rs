@@ -1,15 +1,20 @@
-//! `distd agent`: serves the artifacts installed on this device to its neighbours.
+//! `distd agent`: serves the artifacts installed on this device to its neighbours, and follows a
+//! channel.
 
 use crate::context::Context;
 use distd_client::config;
+use distd_client::follow::FollowRequest;
 use distd_client::share::Sharing;
 use distd_client::share::agent::{Agent, AgentRequest};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 
-/// Serve the artifacts installed on this device to the neighbours of its site, until stopped.
+/// Serve the artifacts installed on this device to the neighbours of its site, and install the
+/// releases of a channel if told to, until stopped.
 ///
-/// Each pull records where it installed an artifact; the agent serves the newest 16 of these. It
-/// also renews the device's certificate.
+/// With --follow the agent installs each release that the channel brings to this device, in waves
+/// where a rollout is under way, makes it the current one, runs the check of the hooks directory,
+/// goes back if that fails, and reports. Each pull records where it installed an artifact; the
+/// agent serves the newest 16 of these. It also renews the device's certificate.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -46,6 +51,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         metrics: settings.metrics,
         sharing,
         outbound,
+        follow: FollowRequest::of(&settings, context.data())?,
     };
     let agent = Agent::start(request).await?;
     println!("agent listening on {}", agent.address);

@@ -16,5 +16,6 @@ pub(crate) mod product;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod release;
+pub(crate) mod rollout;
 pub(crate) mod token;
 pub(crate) mod verify;

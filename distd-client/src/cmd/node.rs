@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::anyhow;
 use clap::Subcommand;
 use distd_core::fleet::Selector;
+use distd_core::names::Name;
 use distd_core::text::shown;
 use serde::Serialize;
 
 use super::grant::grant_table;
-use super::parse::{LabelChange, node_id};
+use super::parse::{LabelChange, ReleaseName, node_id};
 use crate::api::ApiError;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, Word};
+use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeRunning, Word};
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
@@ -57,6 +58,27 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Pin a node to a release: of the product's channels it installs that version and no other.
+    Pin {
+        /// Id of the node, from distd node ls.
+        #[arg(value_parser = node_id)]
+        id: String,
+        /// Release to stay on.
+        #[arg(value_name = "PRODUCT@VERSION")]
+        release: ReleaseName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Remove a pin: the node follows its channel again.
+    Unpin {
+        /// Id of the node, from distd node ls.
+        #[arg(value_parser = node_id)]
+        id: String,
+        /// Product of the pin.
+        product: Name,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
     /// Revoke a node: nobody serves it any more, and it gets no further certificate.
     Revoke {
         /// Id of the node, from distd node ls.
@@ -78,6 +100,18 @@ struct Revoked<'a> {
     join_tokens: Option<Vec<String>>,
 }
 
+#[derive(Serialize)]
+struct Pinned<'a> {
+    pinned: &'a str,
+    release: String,
+}
+
+#[derive(Serialize)]
+struct Unpinned<'a> {
+    unpinned: &'a str,
+    product: String,
+}
+
 /// Whether a selector selects a node. No selector of this build selects a role that only a later
 /// origin has.
 pub(super) fn is_selected(node: &Node, selector: &Selector) -> bool {
@@ -94,9 +128,15 @@ fn labels_text(labels: &NodeLabels) -> String {
     all.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
+/// A release that runs on a node, as `PRODUCT:CHANNEL@VERSION`.
+fn runs_text(running: &NodeRunning) -> String {
+    let NodeRunning { product, channel, version, .. } = running;
+    format!("{product}:{channel}@{}", version.as_deref().unwrap_or("none"))
+}
+
 /// A node with its labels by source, its groups and its grants.
 fn node_text(detail: &NodeDetail) -> String {
-    let NodeDetail { node, groups, grants } = detail;
+    let NodeDetail { node, groups, grants, pins } = detail;
     let state = if node.revoked.is_some() { "revoked" } else { "enrolled" };
     let head = format!(
         "node               {}\nrole               {}\nlabel              {}\nstate              {state}\n\
@@ -108,6 +148,17 @@ fn node_text(detail: &NodeDetail) -> String {
         time(node.cert_expires),
         groups.join(", ")
     );
+    let mut runs = match node.reported {
+        Some(at) => format!("\nreported           {}", time(at)),
+        None => String::new(),
+    };
+    for running in &node.running {
+        let held = running.held.as_ref().map_or_else(String::new, |held| format!(" ({held})"));
+        runs.push_str(&format!("\nruns               {}{held}", runs_text(running)));
+    }
+    for (product, version) in pins {
+        runs.push_str(&format!("\npinned to          {product}@{version}"));
+    }
     let NodeLabels { token, operator, facts } = &node.labels;
     let mut rows = vec![["LABEL", "FROM"].map(str::to_owned).to_vec()];
     for (source, map) in [("operator", operator), ("join token", token), ("the node itself (a fact)", facts)]
@@ -120,7 +171,7 @@ fn node_text(detail: &NodeDetail) -> String {
     }
     let labels = if rows.len() == 1 { "no labels".to_owned() } else { table(&rows) };
     let grants = if grants.is_empty() { "no rights".to_owned() } else { grant_table(grants) };
-    format!("{head}\n\n{labels}\n\n{grants}")
+    format!("{head}{runs}\n\n{labels}\n\n{grants}")
 }
 
 /// The changes of labels as one request.
@@ -156,14 +207,38 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 list.nodes.retain(|node| is_selected(node, selector));
             }
             context.output().result(&list, |list| {
-                let head = ["ID", "ROLE", "LABEL", "LABELS", "ENROLLED", "CERTIFICATE UNTIL", "STATE"];
+                let head = [
+                    "ID",
+                    "ROLE",
+                    "LABEL",
+                    "LABELS",
+                    "RUNS",
+                    "REPORTED",
+                    "ENROLLED",
+                    "CERTIFICATE UNTIL",
+                    "STATE",
+                ];
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.nodes.iter().map(|node| {
-                    let Node { id, role, label, enrolled, cert_expires, revoked, labels } = node.clone();
+                    let Node { id, role, label, enrolled, cert_expires, revoked, labels, reported, running } =
+                        node.clone();
                     let label = shown(&label, LABEL_SHOWN);
                     let state = if revoked.is_some() { "revoked" } else { "" }.to_owned();
                     let labels = labels_text(&labels);
-                    vec![id, role.to_string(), label, labels, time(enrolled), time(cert_expires), state]
+                    let runs: Vec<_> = running.iter().map(runs_text).collect();
+                    let reported = reported.map_or_else(String::new, time);
+                    let (enrolled, until) = (time(enrolled), time(cert_expires));
+                    vec![
+                        id,
+                        role.to_string(),
+                        label,
+                        labels,
+                        runs.join(","),
+                        reported,
+                        enrolled,
+                        until,
+                        state,
+                    ]
                 }));
                 table(&rows)
             })
@@ -181,6 +256,20 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             })?;
             context.output().note(&format!("next: distd node show {id}"));
             Ok(())
+        }
+        Command::Pin { id, release: ReleaseName { product, version }, api } => {
+            context.api(&api)?.pin_node(&id, product.as_str(), version.as_str()).await.map_err(unknown)?;
+            let pinned = Pinned { pinned: &id, release: format!("{product}@{version}") };
+            context
+                .output()
+                .result(&pinned, |done| format!("node {} is pinned to {}", done.pinned, done.release))
+        }
+        Command::Unpin { id, product, api } => {
+            context.api(&api)?.unpin_node(&id, product.as_str()).await.map_err(unknown)?;
+            let unpinned = Unpinned { unpinned: &id, product: product.to_string() };
+            context
+                .output()
+                .result(&unpinned, |done| format!("node {} is pinned to no {}", done.unpinned, done.product))
         }
         Command::Revoke { id, with_token, api } => {
             let api = context.api(&api)?;

@@ -14,7 +14,7 @@ use crate::shown::ShownProgress;
 use distd_client::config;
 use distd_client::disk::path::{ArtifactPath, Role};
 use distd_client::failure::{self, Failure};
-use distd_client::pull::{Aim, Downgrade, PullRequest, Refused, pull};
+use distd_client::pull::{Aim, Downgrade, Installed, LABELS_FRESH, PullRequest, Refused, pull};
 use distd_client::share::Sharing;
 
 /// Get a release into a file, a block device or a directory.
@@ -86,6 +86,9 @@ impl Sources {
         let sharing = Sharing::of(&settings).with_class(class);
         let outbound = settings.outbound(sharing.connectivity)?;
         Ok(PullRequest {
+            installed: Installed::Remembered,
+            labels_fresh: LABELS_FRESH,
+            expected: None,
             wanted,
             out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
             target,

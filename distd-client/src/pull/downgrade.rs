@@ -7,15 +7,17 @@
 //! has the release that is there, however it was chosen.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use distd_core::error::Chain;
-use distd_core::names::Name;
+use distd_core::names::{Name, Wanted};
 use distd_peer::trust::tuf::Resolved;
 use serde::{Deserialize, Serialize};
 
+use super::request::PullRequest;
 use crate::disk::lock::{Patience, lock};
 use crate::disk::side::{self, SideError};
 use crate::failure::{Code, Failure};
@@ -173,6 +175,12 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Writes the file durably.
+    fn store(&self, data: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(|error| anyhow!(error))?;
+        Ok(side::write_atomic(&data.join(FILE_NAME), &text).map_err(Failure::from)?)
+    }
+
     /// Returns the latest release of the product that came by the channel or is at `place`.
     fn latest(&self, product: &Name, channel: &Name, place: Option<&str>) -> Option<&Had> {
         let channels = self.channels.iter().filter(|of| of.channel == *channel).map(|of| &of.had);
@@ -287,6 +295,38 @@ pub(super) fn check(
     }
 }
 
+/// Version of the wanted channel's product that this device had last by the channel or at the
+/// target; `None` for a release that is named, or when nothing is known.
+pub(super) fn installed(request: &PullRequest) -> Option<Name> {
+    let Wanted::Channel { product, channel } = &request.wanted else { return None };
+    let memory = Memory::load(&request.data).ok()?;
+    let out = request.target.as_ref().map(|target| target.path());
+    let place = out.filter(|out| out.exists()).map(place_of);
+    memory.latest(product, channel, place.as_deref()).map(|had| had.version.clone())
+}
+
+/// Records that this device has gone back to the release at `out`, or to none, because the
+/// channel's later one does not run here: the channel is followed from there on.
+///
+/// # Errors
+/// Failures with [`Code::Local`].
+pub(crate) fn went_back(data: &Path, wanted: &Wanted, out: Option<&Path>) -> anyhow::Result<()> {
+    let Wanted::Channel { product, channel } = wanted else { return Ok(()) };
+    let _turn = turn(data)?;
+    let mut memory = Memory::load(data).map_err(Failure::from)?;
+    let before = memory.clone();
+    let place = out.map(place_of);
+    let had = memory.places.iter().find(|of| Some(&of.place) == place.as_ref()).map(|of| of.had.clone());
+    match had {
+        Some(had) => memory.set_channel(channel, &had),
+        None if out.is_none() => {
+            memory.channels.retain(|of| of.channel != *channel || of.had.product != *product);
+        }
+        None => {}
+    }
+    if memory == before { Ok(()) } else { memory.store(data) }
+}
+
 /// Stage of a pull at which its release is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
@@ -334,10 +374,7 @@ impl PendingRelease {
     /// # Errors
     /// Failures with [`Code::Local`].
     pub(super) fn remember(&self, when: When) -> anyhow::Result<()> {
-        // Two pulls may end at the same time.
-        let lock_path = self.data.join("releases.lock");
-        let (held, _) = side::open(&lock_path).map_err(Failure::from)?;
-        lock(&held, &lock_path, Patience::Some).map_err(Failure::from)?;
+        let _turn = turn(&self.data)?;
         let before = match Memory::load(&self.data) {
             Ok(memory) => memory,
             // A new file would make the device follow every channel again; only the user may decide
@@ -351,12 +388,16 @@ impl PendingRelease {
         };
         let mut memory = before.clone();
         memory.enter(&self.had, self.channel.as_ref(), &self.place, &self.step, when == When::After);
-        if memory == before {
-            return Ok(());
-        }
-        let text = serde_json::to_vec_pretty(&memory).map_err(|error| anyhow!(error))?;
-        Ok(side::write_atomic(&self.data.join(FILE_NAME), &text).map_err(Failure::from)?)
+        if memory == before { Ok(()) } else { memory.store(&self.data) }
     }
+}
+
+/// Waits for the turn to change the file: two pulls may end at the same time.
+fn turn(data: &Path) -> Result<File, Failure> {
+    let path = data.join("releases.lock");
+    let (held, _) = side::open(&path)?;
+    lock(&held, &path, Patience::Some)?;
+    Ok(held)
 }
 
 #[cfg(test)]
@@ -512,7 +553,7 @@ mod tests {
             || std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join(FILE_NAME)).expect("stat"));
         let first = inode();
         // Occupies the freed inode number, so that a rewritten file would get another one.
-        let _other = fs::File::create(dir.path().join("other")).expect("create");
+        let _other = File::create(dir.path().join("other")).expect("create");
         pending.remember(When::After).expect("nothing to do");
         assert_eq!(inode(), first);
     }

@@ -67,6 +67,21 @@ pub(super) fn staging_path(out: &Path) -> PathBuf {
     with_suffix(out, ".distd-part")
 }
 
+/// Removes the files kept beside the artifact at `path`, which is gone. One that is missing is no
+/// error.
+///
+/// # Errors
+/// As the system reports.
+pub(crate) fn remove_side_files(path: &Path, data: &Path) -> io::Result<()> {
+    for file in [manifest_path(path, data), listing_path(path), left_out_path(path)] {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Returns the path of the listing kept for the tree at `path`.
 pub(super) fn listing_path(path: &Path) -> PathBuf {
     with_suffix(path, LISTING_SUFFIX)

@@ -40,11 +40,13 @@ mod verify;
 mod wanted;
 
 pub use clean::clean;
+pub(crate) use downgrade::went_back;
 pub use downgrade::{Downgrade, Refused};
+pub(crate) use kept::remove_side_files;
 pub use kept::{Kept, read_kept_manifest};
 pub use patches::Aim;
 pub use plan::plan;
-pub use request::PullRequest;
-pub use run::pull;
+pub use request::{Installed, LABELS_FRESH, PullRequest};
+pub use run::{Look, look, pull};
 pub(crate) use seeds::{SeedFile, open_artifact};
 pub use verify::{verify, verify_kept};

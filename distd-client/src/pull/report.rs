@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use distd_core::fleet::report::SourceBytes;
 use distd_core::{ArtifactHash, ManifestId};
 use distd_peer::net::Carrier;
 use serde::Serialize;
@@ -116,6 +117,12 @@ fn back_from(version: Option<&str>) -> String {
 }
 
 impl Outcome {
+    /// Bytes of the pull by source, as reports have them.
+    pub fn source_bytes(&self) -> SourceBytes {
+        let BySource { origin, relay, peer, .. } = self.wire_bytes_by_source;
+        SourceBytes { disk: self.held_bytes, neighbours: peer, relay, origin }
+    }
+
     /// Returns the result as text for people.
     pub fn summary(&self) -> String {
         let state = if self.already_there { "already there" } else { "in place" };

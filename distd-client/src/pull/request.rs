@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use distd_core::names::Wanted;
+use distd_core::names::{Name, Wanted};
 use distd_core::patch::ROUTE_LEGS_MAX;
 use distd_peer::net::Outbound;
 
@@ -33,6 +34,20 @@ pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
     TRANSIENT_FILE,
 ];
 
+/// Longest time for which the labels and pins of this device are used without asking a parent for
+/// them.
+pub const LABELS_FRESH: Duration = Duration::from_secs(10 * 60);
+
+/// Version that a device runs, as far as its part in a rollout is concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Installed {
+    /// The version that is remembered of the channel and the target.
+    #[default]
+    Remembered,
+    /// This version, or none.
+    Is(Option<Name>),
+}
+
 /// A request to pull a release.
 pub struct PullRequest {
     /// The release or channel.
@@ -49,6 +64,12 @@ pub struct PullRequest {
     pub data: PathBuf,
     /// Whether a channel may lead to an older release.
     pub downgrade: Downgrade,
+    /// Version that the device runs, for its part in rollouts.
+    pub installed: Installed,
+    /// Time for which the labels and pins of this device are used without asking a parent for them.
+    pub labels_fresh: Duration,
+    /// Version that the channel must lead to; `None` for any.
+    pub expected: Option<Name>,
     /// Resource to save when patches are chosen.
     pub aim: Aim,
     /// Settings of the exchange with neighbours.
@@ -78,6 +99,9 @@ impl PullRequest {
             parents: settings.parents.clone(),
             data: data.to_owned(),
             downgrade: settings.downgrade,
+            installed: Installed::Remembered,
+            labels_fresh: LABELS_FRESH,
+            expected: None,
             aim: Aim::default(),
             sharing,
         })

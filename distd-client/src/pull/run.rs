@@ -7,20 +7,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::error::Chain;
+use distd_core::fleet::rollout::{Held, RolloutDoc};
 use distd_core::manifest::{Manifest, Root};
+use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
 use distd_peer::trust::files;
-use distd_peer::trust::tuf::Resolved;
+use distd_peer::trust::tuf::{Chosen, Resolved};
 
 use super::downgrade::{self, PendingRelease, Step, When};
 use super::job::Job;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
-use super::request::{PATCH_FILES, PullRequest, REBUILT_FILE};
+use super::request::{Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
 use super::seeds::Seeds;
 use super::wanted::Session;
 use super::{kept, ours, target, there};
 use crate::failure::{Code, Failure};
+use crate::follow::failures;
 use crate::progress::Progress;
 use crate::share::installed;
 
@@ -71,22 +74,80 @@ impl Asked {
     }
 }
 
-/// Checks the target and resolves the wanted release; receives nothing else.
+/// Checks the target and resolves the wanted release, and asks for this device's capabilities at
+/// the same time; receives nothing else.
 pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
+    let session = open(request).await?;
+    session.refresh_statement(request).await;
+    let (resolved, ()) = tokio::join!(resolve(&session, request), session.ask_capabilities(&request.wanted));
+    let (resolved, step) = resolved?;
+    let metadata_bytes = received(&session);
+    Ok(Asked { session, resolved, step, metadata_bytes })
+}
+
+/// Checks the target and opens the connections to the realm.
+async fn open(request: &PullRequest) -> anyhow::Result<Session> {
     if let Some(target) = request.target.clone() {
         let data = request.data.clone();
         tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
     }
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-    let session = Session::open(&request.data, parents, &request.sharing, outbound).await?;
-    let resolved = session.resolve(&request.wanted).await?;
+    Session::open(&request.data, parents, &request.sharing, outbound).await
+}
+
+/// Resolves the wanted release, and checks that the device may go on or back to it.
+async fn resolve(session: &Session, request: &PullRequest) -> anyhow::Result<(Resolved, Step)> {
+    let installed = match &request.installed {
+        Installed::Remembered => downgrade::installed(request),
+        Installed::Is(version) => version.clone(),
+    };
+    let failed = failures::load(&request.data);
+    let failures = |version: &Name| failed.of(request.wanted.product(), version);
+    let resolved = session.resolve(&request.wanted, installed.as_ref(), &failures).await?;
+    if let Some(expected) = request.expected.as_ref().filter(|expected| **expected != resolved.version) {
+        let error = anyhow!("{} is {} by now, not {expected}", request.wanted, resolved.version);
+        return Err(Failure::new(Code::Conflict, error).next("run the same command again").into());
+    }
     let out = request.target.as_ref().map(|target| target.path());
     let step = downgrade::check(&request.data, out, &resolved, request.downgrade)?;
     if request.target.is_some() {
         target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
     }
-    let metadata_bytes = received(&session);
-    Ok(Asked { session, resolved, step, metadata_bytes })
+    Ok((resolved, step))
+}
+
+/// A release that a request leads to.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// Version.
+    pub version: Name,
+    /// Manifest.
+    pub manifest: ManifestId,
+    /// Document of the channel's rollout, if the release is the one that it leads to.
+    pub rollout: Option<RolloutDoc>,
+    /// Why the release is not that of the channel's rollout.
+    pub held: Option<Held>,
+}
+
+/// Resolves the release that `request` leads to, and fetches and writes nothing else.
+///
+/// # Errors
+/// As [`pull`], also when the device may not go back to the release.
+pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
+    let session = open(request).await?;
+    session.refresh_statement(request).await;
+    let resolved = resolve(&session, request).await;
+    session.close().await;
+    let (resolved, _) = resolved?;
+    Ok(Look {
+        version: resolved.version,
+        manifest: resolved.manifest,
+        rollout: resolved
+            .channel
+            .and_then(|doc| doc.rollout)
+            .filter(|_| resolved.choice.release == Chosen::OfRollout),
+        held: resolved.choice.held,
+    })
 }
 
 /// Gets all that is needed before any byte of the artifact is transferred. With `files`, a small

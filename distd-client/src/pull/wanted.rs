@@ -1,30 +1,36 @@
 //! Resolution of `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
-use distd_core::ManifestId;
+use distd_core::error::Chain;
+use distd_core::fleet::NodeStatement;
+use distd_core::fleet::rollout::{Decision, Device, Held};
 use distd_core::manifest::Manifest;
-use distd_core::names::Wanted;
+use distd_core::names::{Name, Wanted, release_target};
 use distd_core::proto::close::CloseCode;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
+use distd_core::{ManifestId, NodeId};
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{MeterReading, Outbound, close_code};
-use distd_peer::parents::Parents;
+use distd_peer::parents::{Parents, ParentsError};
 use distd_peer::random;
 use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
-use distd_peer::trust::tuf::{Offline, Resolved, TufClient, TufError};
+use distd_peer::trust::statement::{self, StatementQuestion};
+use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
 use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
 
 use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
+use super::request::PullRequest;
 use crate::failure::{Code, Failure, is_shut_out};
 use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 
@@ -35,6 +41,9 @@ const LEAVE: Duration = Duration::from_millis(200);
 pub(super) struct Session {
     pub(super) parents: Arc<Parents>,
     tuf: TufClient,
+    node: NodeId,
+    ca: CertificateDer<'static>,
+    data: PathBuf,
     endpoint: Endpoint,
     /// The exchange with neighbours; `None` when it is off.
     lateral: Option<Arc<Lateral>>,
@@ -60,8 +69,19 @@ impl Session {
             true => Some(Arc::new(Lateral::start(&node, sharing, false).map_err(refused)?)),
             false => None,
         };
+        let ca = node.identity.ca_der().context("the device has no CA certificate").map_err(refused)?.clone();
+        let id = node.identity.node_id();
         let (parents, endpoint) = (node.parents, node.endpoint);
-        Ok(Self { parents, tuf, endpoint, lateral, download: sharing.download() })
+        Ok(Self {
+            parents,
+            tuf,
+            node: id,
+            ca,
+            data: data.to_owned(),
+            endpoint,
+            lateral,
+            download: sharing.download(),
+        })
     }
 
     /// Serves the held chunks of a manifest until the returned value is dropped; `None` when the
@@ -93,27 +113,97 @@ impl Session {
         if let Some(lateral) = &self.lateral {
             lateral.linger(manifest, linger).await;
         }
+        self.close().await;
+    }
+
+    /// Closes all connections.
+    pub(super) async fn close(&self) {
         self.parents.close();
         self.endpoint.close(close_code(CloseCode::Done), b"");
         // The close packet is sent or lost; this device need not know which.
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;
     }
 
-    /// Resolves `wanted` to a manifest by signed metadata, and asks for this device's capabilities
-    /// at the same time.
-    pub(super) async fn resolve(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
-        let asking = self.parents.ask_capabilities(Vec::new(), vec![wanted.target_name()]);
-        let (resolved, ()) = tokio::join!(self.resolve_signed(wanted), asking);
-        resolved
+    /// Asks for this device's capabilities for the releases that `wanted` may lead to.
+    pub(super) async fn ask_capabilities(&self, wanted: &Wanted) {
+        let pinned = self.statement().and_then(|statement| pinned_target(&statement, wanted));
+        let targets = [wanted.target_name()].into_iter().chain(pinned).collect();
+        self.parents.ask_capabilities(Vec::new(), targets).await;
+    }
+
+    /// What the realm says about this device, as it was last told.
+    fn statement(&self) -> Option<NodeStatement> {
+        statement::kept(&self.data, &self.node, &self.ca).map(|(statement, _)| statement)
+    }
+
+    /// Asks the parents for the labels and pins of this device, if a channel is wanted and the last
+    /// ones are not fresh any more. While no parent answers, those that were told last hold.
+    pub(super) async fn refresh_statement(&self, request: &PullRequest) {
+        if !matches!(request.wanted, Wanted::Channel { .. }) {
+            return;
+        }
+        let kept = statement::kept(&self.data, &self.node, &self.ca);
+        if kept.as_ref().is_some_and(|(_, age)| *age < request.labels_fresh) {
+            return;
+        }
+        let has = kept.map(|(statement, _)| statement);
+        let question = StatementQuestion::new(self.node, has.as_ref().map(NodeStatement::digest)).encode();
+        for index in 0..self.parents.len() {
+            let asked = async {
+                Ok::<_, ParentsError>(self.parents.link(index).await?.metadata(question.clone()).await?)
+            };
+            let Ok(answer) = asked.await else { continue };
+            let (data, node, ca) = (self.data.clone(), self.node, self.ca.clone());
+            let taking = move || statement::take(&answer, &data, &node, &ca, has.as_ref());
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(taking).await {
+                tracing::warn!(error = %Chain(&error), "the answer about this device's labels is not used");
+            }
+            return;
+        }
+    }
+
+    /// Resolves `wanted` to a manifest by signed metadata. `installed` and `failures` say what this
+    /// device has and how often a release failed on it, for its part in a rollout.
+    pub(super) async fn resolve(
+        &self,
+        wanted: &Wanted,
+        installed: Option<&Name>,
+        failures: &(dyn Fn(&Name) -> u32 + Send + Sync),
+    ) -> anyhow::Result<Resolved> {
+        let statement = self.statement();
+        let labels = statement.as_ref().map(NodeStatement::for_selectors);
+        let choose = |doc: &ChannelDoc| {
+            let pin = statement.as_ref().and_then(|statement| statement.pins.get(&doc.product));
+            if let Some(pin) = pin {
+                let release = Chosen::Version(pin.clone());
+                return Choice { release, held: Some(Held::Pinned) };
+            }
+            let Some(rollout) = &doc.rollout else { return Choice::default() };
+            let failures = failures(&rollout.version);
+            let device = Device { node: &self.node, labels: labels.as_ref(), installed, failures };
+            match rollout.decide(&device) {
+                Decision::Follow => Choice { release: Chosen::OfRollout, held: None },
+                Decision::Via(version) => Choice { release: Chosen::Version(version), held: None },
+                Decision::Hold(held) => Choice { release: Chosen::OfChannel, held: Some(held) },
+            }
+        };
+        let also: Vec<_> =
+            statement.as_ref().and_then(|statement| pinned_target(statement, wanted)).into_iter().collect();
+        self.resolve_signed(wanted, &also, &choose).await
     }
 
     /// Resolves `wanted` by signed metadata. A parent whose answer does not verify is skipped.
-    async fn resolve_signed(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
+    async fn resolve_signed(
+        &self,
+        wanted: &Wanted,
+        also: &[String],
+        choose: Choose<'_>,
+    ) -> anyhow::Result<Resolved> {
         let mut last = None;
         let mut unreachable = true;
         for first in 0..self.parents.len() {
             let source = Arc::new(ParentMetadata { parents: self.parents.clone(), first });
-            match self.tuf.resolve(source, wanted, unix_now()).await {
+            match self.tuf.resolve_choosing(source, wanted, unix_now(), also, choose).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(error) => {
                     let retry = blames_the_parent(&error);
@@ -127,7 +217,7 @@ impl Session {
             }
         }
         if unreachable {
-            match self.tuf.resolve(Arc::new(Offline), wanted, unix_now()).await {
+            match self.tuf.resolve_choosing(Arc::new(Offline), wanted, unix_now(), also, choose).await {
                 Ok(resolved) => {
                     tracing::warn!("no parent answered; using earlier signed metadata");
                     return Ok(resolved);
@@ -225,6 +315,12 @@ impl Session {
         }
         unreachable!("the loop ends by returning")
     }
+}
+
+/// Target of the release to which a device is pinned, if `wanted` is a channel of that product.
+fn pinned_target(statement: &NodeStatement, wanted: &Wanted) -> Option<String> {
+    let Wanted::Channel { product, .. } = wanted else { return None };
+    statement.pins.get(product).map(|version| release_target(product, version))
 }
 
 /// Returns whether another parent could give a better answer.

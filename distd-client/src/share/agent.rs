@@ -18,10 +18,12 @@ use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
 use distd_peer::random;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{DeviceNode, Lateral, Sharing, installed};
 use crate::failure::{Code, Failure, code_of};
+use crate::follow::{FollowRequest, Follower};
 use crate::pull::read_kept_manifest;
 
 /// Interval of the agent's announcements. Its peer records are valid three times as long.
@@ -42,6 +44,9 @@ const ANNOUNCE_NEIGHBOURS_MAX: usize = 8;
 /// Time limit for announcing one artifact to one peer.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
+/// Time that an agent has to end what it does when it is told to stop.
+const STOP: Duration = Duration::from_secs(5);
+
 /// First pause before an agent without a valid certificate tries again. The pause doubles up to
 /// [`OPEN_AGAIN_MAX`].
 const OPEN_AGAIN: Duration = Duration::from_secs(5);
@@ -61,9 +66,11 @@ pub struct AgentRequest {
     pub sharing: Sharing,
     /// Settings for reaching parents.
     pub outbound: Arc<Outbound>,
+    /// Channel to follow; `None` for an agent that only serves.
+    pub follow: Option<FollowRequest>,
 }
 
-/// A running agent: a device that serves its neighbours and installs nothing.
+/// A running agent: a device that serves its neighbours, and follows a channel if it is told to.
 pub struct Agent {
     /// Address that the agent listens on.
     pub address: SocketAddr,
@@ -73,6 +80,9 @@ pub struct Agent {
     lateral: Arc<Lateral>,
     outbound: Arc<Outbound>,
     measuring: Option<JoinHandle<()>>,
+    /// Whether the device serves its neighbours.
+    serves: bool,
+    follower: Option<Follower>,
 }
 
 impl Agent {
@@ -83,7 +93,7 @@ impl Agent {
     /// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
     /// [`DeviceNode::open`].
     pub async fn start(request: AgentRequest) -> anyhow::Result<Self> {
-        if !request.sharing.serves {
+        if !request.sharing.serves && request.follow.is_none() {
             let error = anyhow!(
                 "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
             );
@@ -93,11 +103,15 @@ impl Agent {
         let node = open_patiently(&request).await?;
         let address = node.endpoint.local_addr().context("the socket has no address")?;
         let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
+        let follower =
+            request.follow.map(|follow| Follower::open(follow, &node.identity, node.parents.clone()));
+        let follower = follower.transpose()?;
         let (metrics, measuring) = match request.metrics {
             Some(at) => give_metrics(at, &node, &lateral).await.map(|(at, task)| (Some(at), Some(task)))?,
             None => (None, None),
         };
-        Ok(Self { address, metrics, node, lateral, outbound: request.outbound, measuring })
+        let (outbound, serves) = (request.outbound, request.sharing.serves);
+        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower })
     }
 
     /// Runs until SIGTERM or ctrl-c.
@@ -105,21 +119,27 @@ impl Agent {
     /// # Errors
     /// When the system lets the process watch no signals.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { node, lateral, outbound, measuring, .. } = self;
+        let Self { node, lateral, outbound, measuring, serves, follower, .. } = self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
         let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
         let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
-        let announcing = tokio::spawn(async move { announcer.run().await });
+        let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
+        let (stop, stopped) = watch::channel(false);
+        let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
             result = tokio::signal::ctrl_c() => result?,
             _ = terminate.recv() => {}
         }
-        if let Some(measuring) = measuring {
-            measuring.abort();
-        }
         renewing.abort();
-        announcing.abort();
+        stop.send_replace(true);
+        if let Some(following) = &mut following {
+            // It ends a hook that runs, and notes that.
+            let _ = tokio::time::timeout(STOP, following).await;
+        }
+        for task in [measuring, announcing, following].into_iter().flatten() {
+            task.abort();
+        }
         endpoint.close(close_code(CloseCode::Done), b"");
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
         Ok(())

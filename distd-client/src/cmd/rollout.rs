@@ -1,0 +1,247 @@
+//! `distd rollout`: brings a release to the devices of a channel in waves.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use distd_client::failure::Failure;
+use distd_client::text::{human_bytes, table, time};
+use distd_core::api::{
+    NewRollout, Rollout, RolloutDetail, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutVerb,
+    RolloutWave, Word,
+};
+use distd_core::fleet::Selector;
+use distd_core::fleet::rollout::{AfterHalt, HaltOn, Share, Waves};
+use distd_core::names::Name;
+
+use super::parse::{ChannelName, duration, moment};
+use crate::context::{ApiArgs, Context};
+
+/// Bring a release to the devices of a channel in waves, and stop when too many fail.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Begin a rollout. Each device works out its own wave; the channel points to the release when
+    /// every wave has succeeded.
+    Start {
+        /// Channel whose devices get the release.
+        #[arg(value_name = "PRODUCT:CHANNEL")]
+        channel: ChannelName,
+        /// Version to install.
+        version: Name,
+        /// Sizes of the waves, each with all waves before it; the last is 100%.
+        #[arg(long, value_name = "SIZES", default_value = "1%,10%,50%,100%")]
+        waves: Waves,
+        /// Least time for which a wave is open before the next one.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+        soak: Duration,
+        /// Share of a wave's devices that must have succeeded before the next one opens.
+        #[arg(long, value_name = "SHARE", default_value = "95%")]
+        success: Share,
+        /// Failures that halt the rollout: a number, or a share of the devices in open waves.
+        #[arg(long, value_name = "N|SHARE", default_value = "2%")]
+        halt_on: HaltOn,
+        /// When the rollout halts, devices that have the release keep it (stay), or go back to the
+        /// release of the channel (back).
+        #[arg(long, value_name = "WHAT", default_value = "stay", value_parser = after_halt)]
+        after_halt: AfterHalt,
+        /// Number of attempts after which a device gives up.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        attempts: u32,
+        /// Time after which an attempt has failed.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+        timeout: Duration,
+        /// Selector of the devices that take part. Default: all that follow the channel.
+        #[arg(long = "for", value_name = "SELECTOR")]
+        selector: Option<Selector>,
+        /// Version of which one must run before; a device with another version installs the first
+        /// one named before. May be repeated.
+        #[arg(long, value_name = "VERSION")]
+        requires: Vec<Name>,
+        /// Time before which no wave opens, UTC.
+        #[arg(long, value_name = "WHEN", value_parser = moment)]
+        not_before: Option<i64>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Show the rollout of a channel that is under way, or else the newest.
+    Status {
+        /// Channel of the rollout.
+        #[arg(value_name = "PRODUCT:CHANNEL")]
+        channel: ChannelName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Let no further device begin, until the rollout is resumed.
+    Pause(OrderArgs),
+    /// Go on after a pause or a halt. Devices on which the release failed do not try again.
+    Resume(OrderArgs),
+    /// Stop the rollout. Devices that have the release keep it.
+    Halt(OrderArgs),
+    /// End the rollout: devices that have the release go back to the release of the channel.
+    Rollback(OrderArgs),
+    /// List the rollouts of a channel, the newest first.
+    History {
+        /// Channel of the rollouts.
+        #[arg(value_name = "PRODUCT:CHANNEL")]
+        channel: ChannelName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+#[derive(clap::Args)]
+struct OrderArgs {
+    /// Channel of the rollout.
+    #[arg(value_name = "PRODUCT:CHANNEL")]
+    channel: ChannelName,
+    /// Reason, for the history.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+fn after_halt(text: &str) -> Result<AfterHalt, String> {
+    match Word::from_text(text) {
+        Word::Known(what) => Ok(what),
+        Word::Other(_) => Err("write stay or back".to_owned()),
+    }
+}
+
+/// Text about one rollout.
+fn shown(detail: &RolloutDetail) -> String {
+    let Rollout { product, channel, version, from, state, reason, not_before, waves: sizes, .. } =
+        &detail.rollout;
+    let mut text = format!("{product}:{channel} {from} -> {version}: {state}");
+    if !reason.is_empty() {
+        text.push_str(&format!(" ({reason})"));
+    }
+    if let Some(at) = not_before.filter(|_| detail.waves.iter().all(|wave| wave.opened.is_none())) {
+        text.push_str(&format!("; no wave opens before {}", time(i64::try_from(at).unwrap_or(i64::MAX))));
+    }
+    text.push_str(&format!("\nwaves {sizes}; rollout {}", detail.rollout.id));
+    if let Some(selector) = &detail.rollout.selector {
+        text.push_str(&format!("; for {selector}"));
+    }
+    if !detail.rollout.requires.is_empty() {
+        text.push_str(&format!("; requires {}", detail.rollout.requires.join(" or ")));
+    }
+    text.push_str("\n\n");
+    let head = [
+        "WAVE",
+        "SIZE",
+        "OPENED",
+        "DEVICES",
+        "SUCCEEDED",
+        "FAILED",
+        "TRYING",
+        "DISK",
+        "NEIGHBOURS",
+        "RELAY",
+        "ORIGIN",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(detail.waves.iter().enumerate().map(|(at, wave)| {
+        let RolloutWave { size, opened, devices, succeeded, failed, trying, .. } = wave.clone();
+        let bytes = [wave.bytes_disk, wave.bytes_neighbours, wave.bytes_relay, wave.bytes_origin];
+        [(at + 1).to_string(), size, opened.map_or("-".to_owned(), time)]
+            .into_iter()
+            .chain([devices, succeeded, failed, trying].map(|n| n.to_string()))
+            .chain(bytes.map(human_bytes))
+            .collect()
+    }));
+    text.push_str(&table(&rows));
+    if !detail.failures.is_empty() {
+        let mut rows =
+            vec![["NODE", "WAVE", "ATTEMPT", "RESULT", "KIND", "DETAIL"].map(str::to_owned).to_vec()];
+        rows.extend(detail.failures.iter().map(|failure| {
+            let RolloutFailure { node, wave, attempt, state, kind, detail } = failure.clone();
+            vec![node, wave.to_string(), attempt.to_string(), state.to_string(), kind, detail]
+        }));
+        text.push_str(&format!("\n\n{}", table(&rows)));
+    }
+    text
+}
+
+/// Table of rollouts.
+fn listed(list: &RolloutList) -> String {
+    if list.rollouts.is_empty() {
+        return "the channel has had no rollout".to_owned();
+    }
+    let mut rows = vec![["BEGAN", "FROM", "TO", "STATE", "CHANGED", "REASON"].map(str::to_owned).to_vec()];
+    rows.extend(list.rollouts.iter().map(|rollout| {
+        let Rollout { created, from, version, state, updated, reason, .. } = rollout.clone();
+        let reason = if reason.is_empty() { "-".to_owned() } else { reason };
+        vec![time(created), from, version, state.to_string(), time(updated), reason]
+    }));
+    table(&rows)
+}
+
+async fn order(context: &Context, args: OrderArgs, verb: RolloutVerb) -> anyhow::Result<()> {
+    let OrderArgs { channel: ChannelName { product, channel }, reason, api } = args;
+    let order = RolloutOrder { order: verb, reason };
+    let done = context.api(&api)?.order_rollout(product.as_str(), channel.as_str(), &order).await;
+    context.output().result(&done.map_err(Failure::from)?, shown)
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Start {
+            channel: ChannelName { product, channel },
+            version,
+            waves,
+            soak,
+            success,
+            halt_on,
+            after_halt,
+            attempts,
+            timeout,
+            selector,
+            requires,
+            not_before,
+            api,
+        } => {
+            let new = NewRollout {
+                version: version.to_string(),
+                waves: Some(waves.to_string()),
+                soak: Some(soak.as_secs()),
+                success: Some(success.to_string()),
+                halt_on: Some(halt_on.to_string()),
+                after_halt: Some(after_halt),
+                attempts: Some(attempts),
+                timeout: Some(timeout.as_secs()),
+                not_before: not_before.map(|at| u64::try_from(at).unwrap_or(0)),
+                selector: selector.map(|selector| selector.to_string()),
+                requires: requires.iter().map(ToString::to_string).collect(),
+            };
+            let begun = context.api(&api)?.start_rollout(product.as_str(), channel.as_str(), &new).await;
+            context.output().result(&begun.map_err(Failure::from)?, shown)?;
+            context.output().note(&format!("next: distd rollout status {product}:{channel}"));
+            Ok(())
+        }
+        Command::Status { channel: ChannelName { product, channel }, api } => {
+            let found = context.api(&api)?.rollout(product.as_str(), channel.as_str()).await;
+            let detail = found.map_err(Failure::from)?;
+            context.output().result(&detail, shown)?;
+            if detail.rollout.state == RolloutStage::Halted {
+                context.output().note(&format!(
+                    "next: distd rollout resume {product}:{channel}, or distd rollout rollback {product}:{channel}"
+                ));
+            }
+            Ok(())
+        }
+        Command::Pause(args) => order(context, args, RolloutVerb::Pause).await,
+        Command::Resume(args) => order(context, args, RolloutVerb::Resume).await,
+        Command::Halt(args) => order(context, args, RolloutVerb::Halt).await,
+        Command::Rollback(args) => order(context, args, RolloutVerb::Rollback).await,
+        Command::History { channel: ChannelName { product, channel }, api } => {
+            let list = context.api(&api)?.rollouts(product.as_str(), channel.as_str()).await;
+            context.output().result(&list.map_err(Failure::from)?, listed)
+        }
+    }
+}

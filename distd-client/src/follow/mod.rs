@@ -1,0 +1,139 @@
+//! A device that follows a channel: it looks for the release that it is to run, installs it, makes
+//! it the current one, checks that it works, goes back otherwise, and reports (docs/rollouts.md).
+//!
+//! `journal` holds what must survive a crash; each step is written there before it is taken.
+//! [`slots`] is the place where releases stand, `hooks` runs the operator's programs, [`failures`]
+//! remembers releases that did not work here, `reports` tells the realm.
+
+pub mod failures;
+mod hooks;
+mod journal;
+mod reports;
+pub mod slots;
+mod step;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use distd_core::error::Chain;
+use distd_core::names::{Name, Wanted};
+use distd_peer::net::Outbound;
+use distd_peer::parents::Parents;
+use distd_peer::random;
+use distd_peer::trust::identity::NodeIdentity;
+use tokio::sync::watch;
+
+use self::reports::Reporter;
+use self::slots::Directory;
+use self::step::Step;
+use crate::config::Settings;
+use crate::failure::{Code, Failure};
+use crate::pull::Downgrade;
+use crate::share::Sharing;
+
+/// Longest time between two reports when nothing changes: the origin counts devices that it has
+/// heard of within a week, and shows those that are silent for longer than a few of these.
+const REPORT_EVERY: Duration = Duration::from_secs(3600);
+
+/// What a device follows, and where it installs.
+#[derive(Clone)]
+pub struct FollowRequest {
+    /// Product of the channel.
+    pub product: Name,
+    /// Channel.
+    pub channel: Name,
+    /// Directory with `releases/VERSION` and the link `current`.
+    pub directory: PathBuf,
+    /// Number of releases that stay in the directory, the current one included; 2 at least.
+    pub keep: usize,
+    /// Time between two looks at the channel.
+    pub poll: Duration,
+    /// Directory with the programs that are run at each state.
+    pub hooks: PathBuf,
+    /// Time limit of each of these programs.
+    pub hook_limit: Duration,
+    /// State directory of the device.
+    pub data: PathBuf,
+    /// Addresses of the parents, nearest first.
+    pub parents: Vec<String>,
+    /// Whether a channel may lead to an older release.
+    pub downgrade: Downgrade,
+    /// Settings of the exchange with neighbours.
+    pub sharing: Sharing,
+    /// Settings for reaching parents.
+    pub outbound: Arc<Outbound>,
+}
+
+impl FollowRequest {
+    /// Makes the request that the settings of the device whose state directory is `data` describe;
+    /// `None` when they name no channel.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`] when they name a channel and no directory, or the proxy is
+    /// unusable.
+    pub fn of(settings: &Settings, data: &Path) -> anyhow::Result<Option<Self>> {
+        let Some(Wanted::Channel { product, channel }) = settings.follow.clone() else { return Ok(None) };
+        let Some(directory) = settings.follow_directory.clone() else {
+            let error = anyhow!("{product}:{channel} is to be followed, and no directory is named");
+            let next = "name the directory for its releases: --follow-into DIR, or directory in [follow] of client.toml";
+            return Err(Failure::new(Code::Usage, error).next(next).into());
+        };
+        let sharing = Sharing::of(settings);
+        Ok(Some(Self {
+            product,
+            channel,
+            directory,
+            keep: settings.follow_keep,
+            poll: settings.follow_poll,
+            hooks: settings.hooks.clone(),
+            hook_limit: settings.hook_limit,
+            data: data.to_owned(),
+            parents: settings.parents.clone(),
+            downgrade: settings.downgrade,
+            outbound: settings.outbound(sharing.connectivity)?,
+            sharing,
+        }))
+    }
+}
+
+/// A device that is ready to follow a channel.
+pub struct Follower(Step);
+
+impl Follower {
+    /// Opens the directory and the journal of the device.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or another process follows in it.
+    pub fn open(
+        request: FollowRequest,
+        identity: &NodeIdentity,
+        parents: Arc<Parents>,
+    ) -> anyhow::Result<Self> {
+        let directory = Directory::open(&request.directory, request.keep)?;
+        let reporter = Reporter::open(identity, parents)?;
+        Ok(Self(Step::open(request, directory, reporter)))
+    }
+
+    /// Follows the channel until `stop` is set or its sender is gone. An attempt that is under
+    /// way is continued by the next process.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self(mut step) = self;
+        let following = async {
+            loop {
+                if let Err(error) = step.take().await {
+                    tracing::warn!(error = %Chain(error.as_ref()), "no release was installed; trying again");
+                }
+                step.report().await;
+                // Jitter keeps a fleet that was switched on at once from asking in step ever after.
+                tokio::time::sleep(step.request.poll.mul_f64(0.75 + 0.25 * random::fraction())).await;
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        step.stopped();
+    }
+}

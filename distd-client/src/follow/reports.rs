@@ -1,0 +1,92 @@
+//! Reports to the realm. The journal holds all that they say, so a report that reached nobody is
+//! made again later, with what is true then.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use distd_core::error::Chain;
+use distd_core::fleet::report::{Attempt, REPORT_BYTES_MAX, Report, Running};
+use distd_peer::clock::unix_now;
+use distd_peer::parents::Parents;
+use distd_peer::trust::identity::NodeIdentity;
+use distd_peer::trust::report::{self, ReportSigner};
+
+use super::REPORT_EVERY;
+use super::journal::Journal;
+
+/// File in which the system has the id of its boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Sender of this device's reports.
+pub(super) struct Reporter {
+    signer: ReportSigner,
+    parents: Arc<Parents>,
+    boot: Vec<u8>,
+    /// What was sent last, without number and time, and when.
+    sent: Option<(Running, Vec<Attempt>, Instant)>,
+}
+
+/// Reads the id of this boot, 16 bytes; zeros where the system has none.
+fn boot_id() -> Vec<u8> {
+    let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    hex::decode(digits).ok().filter(|id| id.len() == 16).unwrap_or_else(|| vec![0; 16])
+}
+
+impl Reporter {
+    /// Creates a sender that signs with the key of `identity`.
+    ///
+    /// # Errors
+    /// When the key cannot sign.
+    pub(super) fn open(identity: &NodeIdentity, parents: Arc<Parents>) -> anyhow::Result<Self> {
+        let signer = ReportSigner::new(identity).context("this device cannot sign reports")?;
+        Ok(Self { signer, parents, boot: boot_id(), sent: None })
+    }
+
+    /// Sends a report, when it says something new or the last one is old.
+    pub(super) async fn send(&mut self, running: Running, journal: &mut Journal) {
+        let attempts: Vec<Attempt> = journal.attempts().cloned().collect();
+        let is_known = self.sent.as_ref().is_some_and(|(ran, tried, at)| {
+            *ran == running && *tried == attempts && at.elapsed() < REPORT_EVERY
+        });
+        if is_known {
+            return;
+        }
+        match self.try_to_send(running.clone(), attempts.clone(), journal).await {
+            Ok(()) => self.sent = Some((running, attempts, Instant::now())),
+            Err(error) => {
+                tracing::debug!(error = %Chain(error.as_ref()), "the report reached nobody; trying again")
+            }
+        }
+    }
+
+    async fn try_to_send(
+        &self,
+        running: Running,
+        attempts: Vec<Attempt>,
+        journal: &mut Journal,
+    ) -> anyhow::Result<()> {
+        let sequence = journal.next_sequence()?;
+        let boot = self.boot.clone();
+        let mut report = Report { sequence, at: unix_now(), boot, running: vec![running], attempts };
+        // The oldest attempts give way to long names and texts.
+        while report.encode().len() > REPORT_BYTES_MAX && !report.attempts.is_empty() {
+            report.attempts.pop();
+        }
+        let signed = self.signer.sign(report)?;
+        let question = report::question([&signed.bytes]);
+        let mut last = anyhow::anyhow!("no parent to report to");
+        for index in 0..self.parents.len() {
+            let asked = async {
+                Ok::<_, anyhow::Error>(self.parents.link(index).await?.metadata(question.clone()).await?)
+            };
+            match asked.await {
+                Ok(answer) if report::is_kept(&answer) => return Ok(()),
+                Ok(_) => last = anyhow::anyhow!("{} takes no reports", self.parents.address(index)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}

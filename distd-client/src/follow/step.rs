@@ -1,0 +1,385 @@
+//! One look at the channel, and the attempt that follows from it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distd_core::error::Chain;
+use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote, Running, SourceBytes};
+use distd_core::fleet::rollout::Held;
+use distd_core::names::{Name, Wanted};
+use distd_peer::clock::unix_now;
+
+use super::FollowRequest;
+use super::failures::{self, Failures};
+use super::hooks::{About, Hook, Hooks};
+use super::journal::{Entry, Journal};
+use super::reports::Reporter;
+use super::slots::Directory;
+use crate::disk::path::ArtifactPath;
+use crate::failure::{Code, Failure, cause_of, code_of};
+use crate::progress::Ignored;
+use crate::pull::{
+    Aim, Installed, LABELS_FRESH, Look, PullRequest, Refused, look, pull, read_kept_manifest,
+    remove_side_files, went_back,
+};
+
+/// Time-out of an attempt at a release that no rollout brings, seconds.
+const TIMEOUT: u64 = 24 * 3600;
+
+/// Number of times that the way to the new release, or its check, may be cut off by a crash of the
+/// device or of this process before the release counts as not working.
+const CUT_OFF_MAX: u32 = 3;
+
+/// Pause after a failed attempt at a release that no rollout brings: the reason may pass.
+const AGAIN: Duration = Duration::from_secs(3600);
+
+/// The device between two looks.
+pub(super) struct Step {
+    pub(super) request: FollowRequest,
+    directory: Directory,
+    journal: Journal,
+    failures: Failures,
+    reporter: Reporter,
+    hooks: Hooks,
+    held: Option<Held>,
+    /// Release of the last failed attempt, and when it failed.
+    paused: Option<(Name, Instant)>,
+}
+
+fn local(error: io::Error) -> anyhow::Error {
+    Failure::new(Code::Local, anyhow::Error::new(error).context("the journal cannot be written")).into()
+}
+
+fn text(error: &anyhow::Error) -> String {
+    Chain(error.as_ref()).to_string()
+}
+
+/// Kind of the failure of a pull; `None` for one that says nothing about the release: the parents
+/// are away, or the channel moved meanwhile.
+fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
+    match code_of(error) {
+        Code::Network | Code::Conflict => None,
+        Code::Refused | Code::NotFound => Some(FailureKind::Refused),
+        Code::Integrity => Some(FailureKind::Integrity),
+        Code::Local => Some(FailureKind::Storage),
+        Code::Other | Code::Usage | Code::Unusable => Some(FailureKind::Other),
+    }
+}
+
+impl Step {
+    /// Reads the journal that the last process left.
+    pub(super) fn open(request: FollowRequest, directory: Directory, reporter: Reporter) -> Self {
+        let hooks = Hooks { directory: request.hooks.clone(), limit: request.hook_limit };
+        let journal = Journal::load(&request.data);
+        let failures = failures::load(&request.data);
+        Self { directory, journal, failures, reporter, hooks, held: None, paused: None, request }
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted::Channel { product: self.request.product.clone(), channel: self.request.channel.clone() }
+    }
+
+    fn pull_request(&self, out: Option<(&Path, &Name)>) -> anyhow::Result<PullRequest> {
+        let target = out.map(|(path, _)| ArtifactPath::target(path)).transpose().map_err(Failure::from)?;
+        Ok(PullRequest {
+            wanted: self.wanted(),
+            out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
+            target,
+            seeds: Vec::new(),
+            parents: self.request.parents.clone(),
+            data: self.request.data.clone(),
+            downgrade: self.request.downgrade,
+            installed: Installed::Is(self.directory.current()?),
+            labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
+            expected: out.map(|(_, version)| version.clone()),
+            aim: Aim::default(),
+            sharing: self.request.sharing.clone(),
+            outbound: self.request.outbound.clone(),
+        })
+    }
+
+    /// Sends a report, if there is something to say.
+    pub(super) async fn report(&mut self) {
+        let current = self.directory.current().unwrap_or_else(|error| {
+            tracing::warn!(error = %Chain(error.as_ref()), "it is unknown what runs");
+            None
+        });
+        // While a release is checked, the one before is what runs well.
+        let checked = |entry: &&Entry| entry.attempt.state == AttemptState::Checking;
+        let version = self.journal.under_way().filter(checked).map_or(current, |entry| entry.from.clone());
+        let manifest = version.as_ref().and_then(|version| {
+            read_kept_manifest(&self.directory.release(version), &self.request.data).map(|kept| kept.id())
+        });
+        let running = Running {
+            product: self.request.product.clone(),
+            channel: self.request.channel.clone(),
+            version,
+            manifest,
+            held: self.held,
+        };
+        self.reporter.send(running, &mut self.journal).await;
+    }
+
+    /// Ends what a crash cut off, looks at the channel, and installs what this device is to run.
+    ///
+    /// # Errors
+    /// When the look failed, or the parents were away; a release that does not work is no error.
+    pub(super) async fn take(&mut self) -> anyhow::Result<()> {
+        self.settle()?;
+        self.recover().await?;
+        let found = match look(&self.pull_request(None)?.unshared()).await {
+            Ok(found) => found,
+            // A device that is ahead of its channel stays where it is.
+            Err(error) if cause_of::<Refused>(&error).is_some() => {
+                tracing::info!(error = %Chain(error.as_ref()), "this device stays on its release");
+                self.held = None;
+                return self.journal.forget().map_err(local);
+            }
+            Err(error) => return Err(error),
+        };
+        let Look { version, rollout, held, .. } = found;
+        self.held = held;
+        let id = rollout.as_ref().map(|doc| doc.id);
+        let continues = |entry: &Entry| entry.attempt.version == version && entry.attempt.rollout == id;
+        if self.journal.under_way().is_some_and(|entry| !continues(entry)) {
+            tracing::info!("the attempt is given up: the device is to run another release by now");
+            self.journal.forget().map_err(local)?;
+        }
+        let current = self.directory.current()?;
+        if current.as_ref() == Some(&version) {
+            return Ok(());
+        }
+        let (attempts, timeout) = rollout.as_ref().map_or((1, TIMEOUT), |doc| (doc.attempts, doc.timeout));
+        let passing = id.map_or(0, |id| self.journal.passing_failures(&version, Some(id)));
+        let failed = self.failures.of(&self.request.product, &version).saturating_add(passing);
+        if failed >= attempts {
+            self.held = Some(Held::Failed { attempts: failed });
+            return Ok(());
+        }
+        if self.paused.as_ref().is_some_and(|(paused, since)| *paused == version && since.elapsed() < AGAIN) {
+            return Ok(());
+        }
+        if self.journal.under_way().is_none() {
+            let attempt = Attempt {
+                rollout: id,
+                product: self.request.product.clone(),
+                version: version.clone(),
+                number: failed + 1,
+                state: AttemptState::Fetching,
+                failure: None,
+                began: unix_now(),
+                seconds: 0,
+                bytes: SourceBytes::default(),
+            };
+            self.journal.begin(Entry::new(attempt, current, timeout)).map_err(local)?;
+            tracing::info!(%version, "attempt begins");
+        }
+        self.report().await;
+        self.install(&version).await
+    }
+
+    /// Counts failures of releases that are not counted yet.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        self.journal.settle(&mut self.failures, &self.request.data).map_err(local)
+    }
+
+    /// Gets the release, makes it the current one and checks it.
+    async fn install(&mut self, version: &Name) -> anyhow::Result<()> {
+        let Some(entry) = self.journal.under_way().cloned() else { return Ok(()) };
+        let began = entry.attempt.began;
+        let deadline = began.saturating_add(entry.timeout);
+        let out = self.directory.release(version);
+        let request = self.pull_request(Some((&out, version)))?;
+        // A clock that was set back must not make the attempt longer than its time-out.
+        let left = Duration::from_secs(deadline.saturating_sub(unix_now().max(began)));
+        let pulled = match tokio::time::timeout(left, pull(&request, Arc::new(Ignored))).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => match kind_of(&error) {
+                None if unix_now() < deadline => return Err(error),
+                None => return self.fail(version, FailureKind::Network, text(&error)).await,
+                Some(kind) => return self.fail(version, kind, text(&error)).await,
+            },
+            Err(_) => {
+                let detail = format!("not fetched within {} s", entry.timeout);
+                return self.fail(version, FailureKind::Timeout, detail).await;
+            }
+        };
+        let bytes = pulled.source_bytes();
+        let fetched = |entry: &mut Entry| {
+            let known = entry.attempt.bytes;
+            // A pull that continues one that was cut off counts from there.
+            entry.attempt.bytes = SourceBytes {
+                disk: bytes.disk,
+                neighbours: known.neighbours.saturating_add(bytes.neighbours),
+                relay: known.relay.saturating_add(bytes.relay),
+                origin: known.origin.saturating_add(bytes.origin),
+            };
+        };
+        self.journal.change(fetched).map_err(local)?;
+        if !self.may_go_on(version, &entry).await? {
+            tracing::info!(%version, "fetched, and not installed: the device is to run another release by now");
+            self.remember_release(entry.from.clone()).await?;
+            return self.journal.forget().map_err(local);
+        }
+        let activating = |entry: &mut Entry| {
+            entry.attempt.state = AttemptState::Activating;
+            entry.activations += 1;
+        };
+        self.journal.change(activating).map_err(local)?;
+        if let Err(error) = self.run(Hook::Activate, version).await {
+            return self.fail(version, FailureKind::Activation, text(&error)).await;
+        }
+        if let Err(error) = self.directory.activate(version) {
+            return self.fail(version, FailureKind::Activation, text(&error)).await;
+        }
+        self.check(version).await
+    }
+
+    /// Whether the device is still to run the release that it has fetched: the rollout may have
+    /// halted meanwhile. Without its parents it goes on.
+    async fn may_go_on(&self, version: &Name, entry: &Entry) -> anyhow::Result<bool> {
+        match look(&self.pull_request(None)?.unshared()).await {
+            Ok(found) => {
+                let id = found.rollout.as_ref().map(|doc| doc.id);
+                Ok(found.version == *version && id == entry.attempt.rollout)
+            }
+            Err(error) if cause_of::<Refused>(&error).is_some() => Ok(false),
+            Err(error) if code_of(&error) == Code::Network => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks the current release, and goes back when it does not work.
+    async fn check(&mut self, version: &Name) -> anyhow::Result<()> {
+        let checking = |entry: &mut Entry| {
+            entry.attempt.state = AttemptState::Checking;
+            entry.checks += 1;
+        };
+        self.journal.change(checking).map_err(local)?;
+        self.report().await;
+        if let Err(error) = self.run(Hook::Health, version).await {
+            return self.go_back(version, FailureNote::new(FailureKind::Health, &text(&error))).await;
+        }
+        self.journal.change(|entry| entry.attempt.state = AttemptState::Succeeded).map_err(local)?;
+        self.failures.forget(&self.request.product, version);
+        self.failures.store(&self.request.data).map_err(local)?;
+        tracing::info!(%version, "the release works");
+        let data = &self.request.data;
+        let is_ours = |path: &Path| read_kept_manifest(path, data).is_some();
+        let spare = self.release_before(version);
+        if let Err(error) =
+            self.directory.clean(spare.as_ref(), is_ours, |path| remove_side_files(path, data))
+        {
+            tracing::warn!(error = %Chain(error.as_ref()), "old releases stay");
+        }
+        Ok(())
+    }
+
+    /// The process is told to end: a check that is cut off by that says nothing about the release.
+    pub(super) fn stopped(&mut self) {
+        let uncount = |entry: &mut Entry| match entry.attempt.state {
+            AttemptState::Checking => entry.checks = entry.checks.saturating_sub(1),
+            AttemptState::Activating => entry.activations = entry.activations.saturating_sub(1),
+            _ => {}
+        };
+        if let Err(error) = self.journal.change(uncount) {
+            tracing::warn!(error = %Chain(&error), "the journal cannot be written");
+        }
+    }
+
+    /// Release before the last attempt, if that was at `version`.
+    fn release_before(&self, version: &Name) -> Option<Name> {
+        self.journal
+            .last()
+            .filter(|entry| entry.attempt.version == *version)
+            .and_then(|entry| entry.from.clone())
+    }
+
+    /// Remembers that the device runs `from`, or no release, so that its channel is followed from
+    /// there on.
+    async fn remember_release(&self, from: Option<Name>) -> anyhow::Result<()> {
+        let (data, wanted) = (self.request.data.clone(), self.wanted());
+        let out = from.map(|from| self.directory.release(&from));
+        tokio::task::spawn_blocking(move || went_back(&data, &wanted, out.as_deref())).await?
+    }
+
+    /// Ends an attempt before the release became the current one.
+    async fn fail(&mut self, version: &Name, kind: FailureKind, detail: String) -> anyhow::Result<()> {
+        tracing::warn!(%version, %kind, detail, "the attempt failed");
+        // A pull that ended well has recorded the release as the channel's latest here.
+        self.remember_release(self.release_before(version)).await?;
+        let failed = |entry: &mut Entry| {
+            entry.attempt.state = AttemptState::Failed;
+            entry.attempt.failure = Some(FailureNote::new(kind, &detail));
+        };
+        self.journal.change(failed).map_err(local)?;
+        self.paused = Some((version.clone(), Instant::now()));
+        self.settle()
+    }
+
+    /// Goes back to the release before the current one, which does not work. Cut off anywhere, it
+    /// is done again from the beginning.
+    async fn go_back(&mut self, version: &Name, failure: FailureNote) -> anyhow::Result<()> {
+        let from = self.release_before(version);
+        tracing::warn!(%version, detail = failure.detail, "the release does not work; going back");
+        self.journal.change(|entry| entry.going_back = Some(failure.clone())).map_err(local)?;
+        match &from {
+            Some(from) => self.directory.activate(from)?,
+            None => self.directory.deactivate()?,
+        }
+        self.remember_release(from).await?;
+        if let Err(error) = self.run(Hook::RolledBack, version).await {
+            tracing::warn!(error = %Chain(error.as_ref()), "the device went back, and its hook failed");
+        }
+        let back = |entry: &mut Entry| {
+            entry.attempt.state = AttemptState::RolledBack;
+            entry.attempt.failure = Some(failure);
+        };
+        self.journal.change(back).map_err(local)?;
+        self.settle()
+    }
+
+    async fn run(&self, hook: Hook, version: &Name) -> anyhow::Result<()> {
+        let from = self.release_before(version);
+        let path = self.directory.release(version);
+        let about = About { product: &self.request.product, version, from: from.as_ref(), path: &path };
+        Ok(self.hooks.run(hook, about).await?)
+    }
+
+    /// Continues an attempt that a crash cut off. A release that was cut off too often, on its way
+    /// to run or while it was checked, does not work.
+    async fn recover(&mut self) -> anyhow::Result<()> {
+        let Some(entry) = self.journal.under_way().cloned() else { return Ok(()) };
+        let version = entry.attempt.version;
+        if let Some(failure) = entry.going_back {
+            return self.go_back(&version, failure).await;
+        }
+        let is_current = self.directory.current()?.as_ref() == Some(&version);
+        match entry.attempt.state {
+            AttemptState::Activating if is_current => self.check(&version).await,
+            AttemptState::Activating if entry.activations >= CUT_OFF_MAX => {
+                let detail = format!("it was cut off {} times", entry.activations);
+                self.fail(&version, FailureKind::Activation, detail).await
+            }
+            // The pull finds the release in place, and the step is taken again.
+            AttemptState::Activating => {
+                self.journal.change(|entry| entry.attempt.state = AttemptState::Fetching).map_err(local)
+            }
+            AttemptState::Checking if is_current && entry.checks < CUT_OFF_MAX => self.check(&version).await,
+            AttemptState::Checking => {
+                let detail = match is_current {
+                    true => format!("the check was cut off {} times", entry.checks),
+                    false => "another release was made the current one during the check".to_owned(),
+                };
+                self.go_back(&version, FailureNote::new(FailureKind::Health, &detail)).await
+            }
+            AttemptState::Fetching
+            | AttemptState::Succeeded
+            | AttemptState::Failed
+            | AttemptState::RolledBack
+            | AttemptState::Unknown => Ok(()),
+        }
+    }
+}
