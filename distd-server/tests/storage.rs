@@ -31,6 +31,7 @@ use distd_server::ingest::{
 use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
 use futures::future::join_all;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use world::{World, name, noise, on_every_back_end};
 
 const NOW: i64 = 1_800_000_000;
@@ -846,13 +847,25 @@ async fn acknowledged_chunks_survive_kill_9_and_all_others_are_swept() {
             .kill_on_drop(true)
             .spawn()
             .expect("spawn");
-        tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
+        let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let count = |line: &str| line.split("acknowledged ").nth(1)?.parse::<u64>().ok();
+        if round < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
+        } else {
+            // Half of the children are killed after an acknowledgement, however slow a machine is.
+            while let Some(line) = lines.next_line().await.expect("read") {
+                if let Some(count) = count(&line) {
+                    acknowledged = acknowledged.max(count);
+                    break;
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(60 * (round - 4))).await;
+        }
         child.start_kill().expect("kill");
-        let out = child.wait_with_output().await.expect("wait");
-        let output = String::from_utf8_lossy(&out.stdout);
-        let output =
-            output.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse::<u64>().ok()).max();
-        acknowledged = acknowledged.max(output.unwrap_or(0));
+        while let Some(line) = lines.next_line().await.expect("read") {
+            acknowledged = acknowledged.max(count(&line).unwrap_or(0));
+        }
+        child.wait().await.expect("wait");
         eprintln!("round {round}: {acknowledged} chunks acknowledged before the kill");
 
         let world = World::open(directory.path()).await;
