@@ -69,6 +69,7 @@ enum Command {
     Group(cmd::group::Args),
     Grant(cmd::grant::Args),
     Rollout(cmd::rollout::Args),
+    Why(cmd::why::Args),
 }
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
@@ -93,6 +94,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Group(args) => cmd::group::run(context, args).await,
         Command::Grant(args) => cmd::grant::run(context, args).await,
         Command::Rollout(args) => cmd::rollout::run(context, args).await,
+        Command::Why(args) => cmd::why::run(context, args).await,
     }
 }
 

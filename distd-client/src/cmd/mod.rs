@@ -19,3 +19,4 @@ pub(crate) mod release;
 pub(crate) mod rollout;
 pub(crate) mod token;
 pub(crate) mod verify;
+pub(crate) mod why;
