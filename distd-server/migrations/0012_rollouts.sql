@@ -23,6 +23,8 @@ CREATE TABLE rollouts (
     selector     TEXT,
     -- Versions of which one must run before, separated by commas; '' for none.
     requires     TEXT NOT NULL,
+    -- Longest time for which the first wave waits for patches, seconds.
+    patch_wait   BIGINT NOT NULL,
     -- Failures in open waves when it was last resumed after a halt: only those beyond them halt it again.
     forgiven     BIGINT NOT NULL,
     -- 1 while a change of the rollout is not signed yet.

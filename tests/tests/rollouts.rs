@@ -33,7 +33,7 @@ struct Fleet {
 }
 
 /// Makes the hooks directory of all devices. With release 2, a device works unless the lab has the
-/// file `bad-DEVICE`, and its check waits while the lab has the file `slow-DEVICE`.
+/// file `bad-DEVICE`, or once `once-DEVICE`; its check waits while the lab has `slow-DEVICE`.
 fn hooks(lab: &Lab) -> PathBuf {
     let dir = lab.path("hooks");
     fs::create_dir_all(&dir).expect("a directory");
@@ -43,6 +43,7 @@ fn hooks(lab: &Lab) -> PathBuf {
         "#!/bin/sh\n[ \"$DISTD_VERSION\" = 2 ] || exit 0\n\
          app=${{DISTD_PATH%/releases/*}}\ndevice=${{app##*/}}\n\
          while [ -e \"{lab}/slow-$device\" ]; do sleep 0.2; done\n\
+         if [ -e \"{lab}/once-$device\" ]; then rm \"{lab}/once-$device\"; exit 1; fi\n\
          if [ -e \"{lab}/bad-$device\" ]; then echo no screen; exit 1; fi\n"
     );
     fs::write(&path, script).expect("write");
@@ -362,6 +363,55 @@ fn a_first_release_that_does_not_work_is_not_left_running_and_the_next_is_tried(
     assert_eq!(current(&lab, "device-0"), "3");
 }
 
+#[test]
+fn a_device_tries_as_often_as_the_rollout_allows() {
+    let lab = Lab::start_without_grants(&[]);
+    // A grant for the channel is enough for all that its rollout brings.
+    lab.admin(&["grant", "add", "everyone", FOLLOWED]).ok();
+    for version in ["1", "1.5", "2"] {
+        release(&lab, version);
+    }
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let fleet = Fleet::start(&lab, None, 1);
+    wait_until("release 1 runs", || reporting(&lab, "1") == 1);
+    mark(&lab, "once", "device-0", true);
+    let start = ["rollout", "start", FOLLOWED, "2", "--waves", "100%", "--soak", "1s", "--halt-on", "1"];
+    ok(&lab, &[&start[..], &["--attempts", "2", "--requires", "1.5"]].concat());
+    let ended = wait_for_state(&lab, "complete");
+    assert_eq!((sum(&ended, "succeeded"), sum(&ended, "failed")), (1, 0), "{ended}");
+    assert_eq!(current(&lab, "device-0"), "2");
+    let log = fleet.agents["device-0"].log();
+    assert_eq!(log.matches("does not work; going back").count(), 1, "{log}");
+}
+
+/// The device had fetched release 2, and activated it never, when the rollout was halted.
+#[test]
+fn a_device_that_was_killed_before_it_activated_follows_its_channel_on() {
+    let lab = Lab::start();
+    release(&lab, "1");
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let mut fleet = Fleet::start(&lab, None, 1);
+    wait_until("release 1 runs", || reporting(&lab, "1") == 1);
+    let hook = lab.path("hooks").join("activate");
+    fs::write(&hook, "#!/bin/sh\n[ \"$DISTD_VERSION\" != 2 ] || sleep 600\n").expect("write");
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("chmod");
+    release(&lab, "2");
+    ok(&lab, &["rollout", "start", FOLLOWED, "2", "--waves", "100%"]);
+    let journal = lab.path("device-0").join("follow.json");
+    let activates = || fs::read_to_string(&journal).expect("the journal").contains("activating");
+    wait_until("the device activates release 2", activates);
+    fleet.agents.get_mut("device-0").expect("the agent").kill();
+    ok(&lab, &["rollout", "halt", FOLLOWED]);
+    fleet.agents.insert("device-0".to_owned(), follow(&lab, "device-0", &lab.path("hooks")));
+    let id = ids(&lab)["device-0"];
+    wait_until("the device says why", || held(&lab, &id).contains("halted"));
+    assert_eq!(current(&lab, "device-0"), "1");
+    // A channel that goes on reaches it, though it had fetched a later release.
+    let releases = fs::read_to_string(lab.path("device-0").join("releases.json")).expect("its releases");
+    let releases: Value = serde_json::from_str(&releases).expect("JSON");
+    assert_eq!(releases["channels"][0]["version"], "1", "{releases}");
+}
+
 /// A release that takes the device down while it is checked is not tried for ever.
 #[test]
 fn a_check_that_is_cut_off_three_times_takes_the_device_back() {
@@ -388,4 +438,35 @@ fn a_check_that_is_cut_off_three_times_takes_the_device_back() {
     let id = ids(&lab)["device-0"];
     wait_until("the device says why", || held(&lab, &id).contains("failed on this device"));
     assert!(fleet.agents["device-0"].log().contains("the check was cut off 3 times"));
+}
+
+/// The patches are there before the first device begins, so none of them fetches chunks.
+#[test]
+fn the_first_wave_opens_when_the_patches_are_made() {
+    let lab = Lab::start_with(&["--patches", "true"]);
+    let noise = |seed: u64| -> Vec<u8> {
+        let numbers =
+            std::iter::successors(Some(seed), |n| Some(n.wrapping_mul(6364136223846793005).wrapping_add(1)));
+        numbers.skip(1).take(250_000).flat_map(|n| n.to_be_bytes()[..4].to_vec()).collect()
+    };
+    let push = |version: &str, bytes: &[u8]| {
+        let path = lab.path(&format!("noise-{version}"));
+        fs::write(&path, bytes).expect("write");
+        lab.push(&path, "os", version).ok();
+    };
+    let mut bytes = noise(1);
+    push("1", &bytes);
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let _fleet = Fleet::start(&lab, None, 1);
+    wait_until("the device runs and reports release 1", || reporting(&lab, "1") == 1);
+    // Small changes everywhere: every chunk differs, and a patch is small.
+    bytes.iter_mut().step_by(2000).for_each(|byte| *byte ^= 1);
+    push("2", &bytes);
+    ok(&lab, &["rollout", "start", FOLLOWED, "2", "--waves", "100%", "--soak", "1s"]);
+    let ended = wait_for_state(&lab, "complete");
+    let events = ended["events"].as_array().expect("a list");
+    let opened = events.iter().find(|event| event["event"] == "opened").expect("a wave opened");
+    assert_eq!(opened["detail"], "wave 1 of 1; patches from 1");
+    let wire = sum(&ended, "bytes_origin") + sum(&ended, "bytes_neighbours");
+    assert!(wire < 200_000, "{wire} of 1 000 000 bytes");
 }

@@ -1,5 +1,6 @@
 //! `distd pull`: gets a release, from data on this device and from the parents.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,6 +88,7 @@ impl Sources {
         let outbound = settings.outbound(sharing.connectivity)?;
         Ok(PullRequest {
             installed: Installed::Remembered,
+            passing_failures: BTreeMap::new(),
             labels_fresh: LABELS_FRESH,
             expected: None,
             wanted,

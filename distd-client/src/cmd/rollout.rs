@@ -13,7 +13,7 @@ use distd_core::fleet::Selector;
 use distd_core::fleet::rollout::{AfterHalt, HaltOn, Share, Waves};
 use distd_core::names::Name;
 
-use super::parse::{ChannelName, duration, moment};
+use super::parse::{ChannelName, ParseError, duration, moment};
 use crate::context::{ApiArgs, Context};
 
 /// Bring a release to the devices of a channel in waves, and stop when too many fail.
@@ -62,6 +62,9 @@ enum Command {
         /// one named before. May be repeated.
         #[arg(long, value_name = "VERSION")]
         requires: Vec<Name>,
+        /// Longest time for which the first wave waits for patches to the release.
+        #[arg(long, value_name = "TIME", default_value = "30m", value_parser = wait)]
+        wait_for_patches: Duration,
         /// Time before which no wave opens, UTC.
         #[arg(long, value_name = "WHEN", value_parser = moment)]
         not_before: Option<i64>,
@@ -106,6 +109,11 @@ struct OrderArgs {
     api: ApiArgs,
 }
 
+/// Parses a duration that may be zero.
+fn wait(text: &str) -> Result<Duration, ParseError> {
+    if text == "0" { Ok(Duration::ZERO) } else { duration(text) }
+}
+
 fn after_halt(text: &str) -> Result<AfterHalt, String> {
     match Word::from_text(text) {
         Word::Known(what) => Ok(what),
@@ -121,8 +129,13 @@ fn shown(detail: &RolloutDetail) -> String {
     if !reason.is_empty() {
         text.push_str(&format!(" ({reason})"));
     }
-    if let Some(at) = not_before.filter(|_| detail.waves.iter().all(|wave| wave.opened.is_none())) {
-        text.push_str(&format!("; no wave opens before {}", time(i64::try_from(at).unwrap_or(i64::MAX))));
+    match (detail.waits_for.as_deref(), not_before) {
+        (Some("time"), Some(at)) => {
+            let at = time(i64::try_from(*at).unwrap_or(i64::MAX));
+            text.push_str(&format!("; no wave opens before {at}"));
+        }
+        (Some(what), _) => text.push_str(&format!("; the first wave waits for {what}")),
+        (None, _) => {}
     }
     text.push_str(&format!("\nwaves {sizes}; rollout {}", detail.rollout.id));
     if let Some(selector) = &detail.rollout.selector {
@@ -203,6 +216,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             timeout,
             selector,
             requires,
+            wait_for_patches,
             not_before,
             api,
         } => {
@@ -218,6 +232,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 not_before: not_before.map(|at| u64::try_from(at).unwrap_or(0)),
                 selector: selector.map(|selector| selector.to_string()),
                 requires: requires.iter().map(ToString::to_string).collect(),
+                patch_wait: Some(wait_for_patches.as_secs()),
             };
             let begun = context.api(&api)?.start_rollout(product.as_str(), channel.as_str(), &new).await;
             context.output().result(&begun.map_err(Failure::from)?, shown)?;

@@ -1,12 +1,13 @@
 //! The file `DIR/follow.json`: attempts at releases, the newest first. Each step of an attempt is
 //! written before it is taken, so that a process that starts after a crash knows where to go on.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use distd_core::error::Chain;
-use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote, REPORT_ATTEMPTS_MAX};
-use distd_core::fleet::rollout::RolloutId;
+use distd_core::fleet::report::{Attempt, FailureKind, FailureNote};
+use distd_core::fleet::rollout::{ATTEMPTS_MAX, RolloutId};
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ use crate::disk::side;
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "follow.json";
+
+/// Most attempts that are kept: twice as many as a rollout may allow.
+const ENTRIES_MAX: usize = 2 * ATTEMPTS_MAX as usize;
 
 /// Largest file read, bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
@@ -49,13 +53,18 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Contents {
     #[serde(default)]
     entries: Vec<Entry>,
     /// Number of the last report.
     #[serde(default)]
     sequence: u64,
+}
+
+fn write(path: &Path, contents: &Contents) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(contents).map_err(io::Error::other)?;
+    side::write_atomic(path, &text).map_err(io::Error::other)
 }
 
 /// Whether a failure of this kind is the release's, so that no rollout offers it to the device
@@ -97,15 +106,6 @@ impl Journal {
         Self { path, contents }
     }
 
-    /// Writes the journal durably.
-    ///
-    /// # Errors
-    /// As the system reports.
-    pub(super) fn store(&self) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(&self.contents).map_err(io::Error::other)?;
-        side::write_atomic(&self.path, &text).map_err(io::Error::other)
-    }
-
     /// All attempts, the newest first.
     pub(super) fn attempts(&self) -> impl Iterator<Item = &Attempt> {
         self.contents.entries.iter().map(|entry| &entry.attempt)
@@ -126,11 +126,12 @@ impl Journal {
     /// # Errors
     /// As the system reports.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Entry)) -> io::Result<()> {
-        if let Some(entry) = self.contents.entries.first_mut().filter(|e| !e.attempt.state.has_ended()) {
+        let mut contents = self.contents.clone();
+        if let Some(entry) = contents.entries.first_mut().filter(|e| !e.attempt.state.has_ended()) {
             change(entry);
             entry.attempt.seconds = unix_now().saturating_sub(entry.attempt.began);
         }
-        self.store()
+        self.replace(contents)
     }
 
     /// Forgets the attempt that has not ended: the device was told not to go on.
@@ -139,21 +140,29 @@ impl Journal {
     /// As the system reports.
     pub(super) fn forget(&mut self) -> io::Result<()> {
         if self.under_way().is_some() {
-            self.contents.entries.remove(0);
-            self.store()?;
+            let mut contents = self.contents.clone();
+            contents.entries.remove(0);
+            self.replace(contents)?;
         }
         Ok(())
     }
 
-    /// Number of attempts at a release by a rollout, or without one, that failed by reasons which
-    /// are not the release's.
-    pub(super) fn passing_failures(&self, version: &Name, rollout: Option<RolloutId>) -> u32 {
-        let is_one = |entry: &&Entry| {
-            let Attempt { version: tried, rollout: by, state, failure, .. } = &entry.attempt;
+    /// Number of attempts by each rollout that failed for reasons which are not the release's.
+    pub(super) fn passing_failures(&self) -> BTreeMap<RolloutId, u32> {
+        let mut counted = BTreeMap::new();
+        for Attempt { rollout, failure, .. } in self.contents.entries.iter().map(|entry| &entry.attempt) {
             let is_passing = failure.as_ref().is_some_and(|failure| !blames_the_release(failure.kind));
-            tried == version && *by == rollout && *state == AttemptState::Failed && is_passing
-        };
-        u32::try_from(self.contents.entries.iter().filter(is_one).count()).unwrap_or(u32::MAX)
+            if let Some(id) = rollout.filter(|_| is_passing) {
+                *counted.entry(id).or_default() += 1;
+            }
+        }
+        counted
+    }
+
+    /// Highest number of an attempt by a rollout; 0 without one.
+    pub(super) fn last_number(&self, rollout: Option<RolloutId>) -> u32 {
+        let of = self.contents.entries.iter().map(|entry| &entry.attempt).filter(|a| a.rollout == rollout);
+        of.map(|attempt| attempt.number).max().unwrap_or(0)
     }
 
     /// Counts failures of releases that are not counted yet among the device's.
@@ -161,8 +170,9 @@ impl Journal {
     /// # Errors
     /// As the system reports.
     pub(super) fn settle(&mut self, failures: &mut Failures, data: &Path) -> io::Result<()> {
+        let mut contents = self.contents.clone();
         let mut changed = false;
-        for entry in self.contents.entries.iter_mut().filter(|entry| !entry.counted) {
+        for entry in contents.entries.iter_mut().filter(|entry| !entry.counted) {
             let failure = entry.attempt.failure.as_ref();
             if failure.is_some_and(|failure| blames_the_release(failure.kind)) {
                 failures.count(&entry.attempt.product, &entry.attempt.version);
@@ -171,8 +181,9 @@ impl Journal {
             }
         }
         if changed {
+            // Cut off in between, the release is tried once more, and not once less.
+            self.replace(contents)?;
             failures.store(data)?;
-            self.store()?;
         }
         Ok(())
     }
@@ -182,12 +193,20 @@ impl Journal {
     /// # Errors
     /// As the system reports.
     pub(super) fn begin(&mut self, entry: Entry) -> io::Result<()> {
+        let mut contents = self.contents.clone();
         if self.under_way().is_some() {
-            self.contents.entries.remove(0);
+            contents.entries.remove(0);
         }
-        self.contents.entries.insert(0, entry);
-        self.contents.entries.truncate(REPORT_ATTEMPTS_MAX);
-        self.store()
+        contents.entries.insert(0, entry);
+        contents.entries.truncate(ENTRIES_MAX);
+        self.replace(contents)
+    }
+
+    /// Writes other contents durably. When that fails, those so far stay.
+    fn replace(&mut self, contents: Contents) -> io::Result<()> {
+        write(&self.path, &contents)?;
+        self.contents = contents;
+        Ok(())
     }
 
     /// Returns the number of the next report. It grows also when the clock was set back.
@@ -196,15 +215,15 @@ impl Journal {
     /// As the system reports.
     pub(super) fn next_sequence(&mut self) -> io::Result<u64> {
         let by_clock = unix_now().saturating_mul(1000);
-        self.contents.sequence = by_clock.max(self.contents.sequence.saturating_add(1));
-        self.store()?;
-        Ok(self.contents.sequence)
+        let sequence = by_clock.max(self.contents.sequence.saturating_add(1));
+        self.replace(Contents { sequence, ..self.contents.clone() })?;
+        Ok(sequence)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use distd_core::fleet::report::SourceBytes;
+    use distd_core::fleet::report::{AttemptState, SourceBytes};
 
     use super::*;
 
@@ -240,10 +259,10 @@ mod tests {
         journal.change(|entry| entry.attempt.state = AttemptState::Failed).expect("written");
         assert!(journal.under_way().is_none());
         assert_eq!(journal.attempts().next().map(|a| a.state), Some(AttemptState::Succeeded));
-        for n in 0..20 {
+        for n in 0..50 {
             journal.begin(entry(&n.to_string(), AttemptState::Failed)).expect("written");
         }
-        assert_eq!(journal.attempts().count(), REPORT_ATTEMPTS_MAX);
+        assert_eq!(journal.attempts().count(), ENTRIES_MAX);
     }
 
     #[test]
@@ -265,9 +284,8 @@ mod tests {
         let (os, two) = ("os".parse().expect("a name"), "2".parse().expect("a name"));
         assert_eq!(failures.of(&os, &two), 1);
         assert_eq!(super::super::failures::load(dir.path()), failures);
-        assert_eq!(journal.passing_failures(&two, Some(RolloutId([1; 16]))), 2);
-        assert_eq!(journal.passing_failures(&two, Some(RolloutId([2; 16]))), 0);
-        assert_eq!(journal.passing_failures(&two, None), 0);
+        assert_eq!(journal.passing_failures(), [(RolloutId([1; 16]), 2)].into());
+        assert_eq!((journal.last_number(Some(RolloutId([1; 16]))), journal.last_number(None)), (1, 0));
         journal.begin(entry("3", AttemptState::Fetching)).expect("written");
         journal.forget().expect("written");
         journal.forget().expect("nothing to forget");
@@ -279,8 +297,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut journal = Journal::load(dir.path());
         let first = journal.next_sequence().expect("written");
-        journal.contents.sequence = u64::MAX / 2;
-        journal.store().expect("written");
+        let ahead = Contents { sequence: u64::MAX / 2, ..journal.contents.clone() };
+        journal.replace(ahead).expect("written");
         let later = Journal::load(dir.path()).next_sequence().expect("written");
         assert!(first < later && later == u64::MAX / 2 + 1);
         std::fs::write(dir.path().join(FILE_NAME), "[1").expect("write");

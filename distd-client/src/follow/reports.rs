@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use distd_core::error::Chain;
-use distd_core::fleet::report::{Attempt, REPORT_BYTES_MAX, Report, Running};
+use distd_core::fleet::report::{Attempt, REPORT_ATTEMPTS_MAX, REPORT_BYTES_MAX, Report, Running};
 use distd_peer::clock::unix_now;
 use distd_peer::parents::Parents;
 use distd_peer::trust::identity::NodeIdentity;
@@ -46,7 +46,7 @@ impl Reporter {
 
     /// Sends a report, when it says something new or the last one is old.
     pub(super) async fn send(&mut self, running: Running, journal: &mut Journal) {
-        let attempts: Vec<Attempt> = journal.attempts().cloned().collect();
+        let attempts: Vec<Attempt> = journal.attempts().take(REPORT_ATTEMPTS_MAX).cloned().collect();
         let is_known = self.sent.as_ref().is_some_and(|(ran, tried, at)| {
             *ran == running && *tried == attempts && at.elapsed() < REPORT_EVERY
         });

@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow};
 use distd_core::names::Name;
 use distd_peer::filesystem;
 
+use crate::disk::side::with_suffix;
 use crate::failure::{Code, Failure};
 
 /// Name of the directory of releases.
@@ -63,9 +64,26 @@ impl Directory {
         Ok(directory)
     }
 
+    /// Whether a release is there.
+    pub fn has(&self, version: &Name) -> bool {
+        fs::symlink_metadata(self.release(version)).is_ok()
+    }
+
     /// Path of a release, whether it is there or not.
     pub fn release(&self, version: &Name) -> PathBuf {
         self.path.join(RELEASES).join(version.as_str())
+    }
+
+    /// Paths of the releases that are there, without the one at `but`: chunks are taken from them.
+    /// The current one comes first. A directory that cannot be listed has none.
+    pub fn others(&self, but: &Path) -> Vec<PathBuf> {
+        let current = self.current().ok().flatten().map(|version| self.release(&version));
+        let entries = fs::read_dir(self.path.join(RELEASES)).into_iter().flatten().flatten();
+        // Files beside a release, such as its manifest, have names of their own there.
+        let is_release = |path: &PathBuf| path != but && with_suffix(path, ".distd").exists();
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_release).collect();
+        paths.sort_by_key(|path| current.as_ref() != Some(path));
+        paths
     }
 
     /// Version of the release that `current` leads to; `None` while there is no link.
@@ -197,6 +215,18 @@ mod tests {
         directory.deactivate().expect("no release");
         directory.deactivate().expect("still none");
         assert_eq!(directory.current().expect("no link"), None);
+    }
+
+    #[test]
+    fn chunks_are_taken_from_the_other_releases() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let directory = Directory::open(dir.path(), 2).expect("opens");
+        for file in ["1", "1.distd", "2", "2.distd", "3", "3.distd", "foreign"] {
+            fs::write(directory.path.join(RELEASES).join(file), "x").expect("write");
+        }
+        directory.activate(&name("2")).expect("activates");
+        let release = |version| directory.release(&name(version));
+        assert_eq!(directory.others(&release("3")), [release("2"), release("1")]);
     }
 
     #[test]

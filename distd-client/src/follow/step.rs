@@ -13,16 +13,16 @@ use distd_peer::clock::unix_now;
 
 use super::FollowRequest;
 use super::failures::{self, Failures};
-use super::hooks::{About, Hook, Hooks};
+use super::hooks::{About, Hook, HookError, Hooks};
 use super::journal::{Entry, Journal};
 use super::reports::Reporter;
 use super::slots::Directory;
 use crate::disk::path::ArtifactPath;
-use crate::failure::{Code, Failure, cause_of, code_of};
+use crate::failure::{Code, Failure, code_of};
 use crate::progress::Ignored;
 use crate::pull::{
-    Aim, Installed, LABELS_FRESH, Look, PullRequest, Refused, look, pull, read_kept_manifest,
-    remove_side_files, went_back,
+    Aim, Installed, LABELS_FRESH, Look, PullRequest, look, pull, read_kept_manifest, remove_side_files,
+    went_back,
 };
 
 /// Time-out of an attempt at a release that no rollout brings, seconds.
@@ -56,6 +56,15 @@ fn text(error: &anyhow::Error) -> String {
     Chain(error.as_ref()).to_string()
 }
 
+/// Kind of the failure of a hook that decides about a release. A hook that cannot be run says
+/// nothing about the release.
+fn kind_of_hook(error: &anyhow::Error, decided: FailureKind) -> FailureKind {
+    match error.downcast_ref::<HookError>() {
+        Some(HookError::Run(..)) => FailureKind::Other,
+        Some(HookError::Status { .. } | HookError::Time { .. }) | None => decided,
+    }
+}
+
 /// Kind of the failure of a pull; `None` for one that says nothing about the release: the parents
 /// are away, or the channel moved meanwhile.
 fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
@@ -82,20 +91,24 @@ impl Step {
     }
 
     fn pull_request(&self, out: Option<(&Path, &Name)>) -> anyhow::Result<PullRequest> {
+        // The agent serves the release: nothing waits for neighbours here.
+        let mut sharing = self.request.sharing.clone();
+        sharing.linger = Duration::ZERO;
         let target = out.map(|(path, _)| ArtifactPath::target(path)).transpose().map_err(Failure::from)?;
         Ok(PullRequest {
             wanted: self.wanted(),
             out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
             target,
-            seeds: Vec::new(),
+            seeds: out.map_or_else(Vec::new, |(path, _)| self.directory.others(path)),
             parents: self.request.parents.clone(),
             data: self.request.data.clone(),
             downgrade: self.request.downgrade,
             installed: Installed::Is(self.directory.current()?),
+            passing_failures: self.journal.passing_failures(),
             labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
             expected: out.map(|(_, version)| version.clone()),
             aim: Aim::default(),
-            sharing: self.request.sharing.clone(),
+            sharing,
             outbound: self.request.outbound.clone(),
         })
     }
@@ -127,38 +140,38 @@ impl Step {
     /// # Errors
     /// When the look failed, or the parents were away; a release that does not work is no error.
     pub(super) async fn take(&mut self) -> anyhow::Result<()> {
+        // An operator may have removed the file.
+        self.failures = failures::load(&self.request.data);
         self.settle()?;
         self.recover().await?;
-        let found = match look(&self.pull_request(None)?.unshared()).await {
-            Ok(found) => found,
-            // A device that is ahead of its channel stays where it is.
-            Err(error) if cause_of::<Refused>(&error).is_some() => {
-                tracing::info!(error = %Chain(error.as_ref()), "this device stays on its release");
-                self.held = None;
-                return self.journal.forget().map_err(local);
-            }
-            Err(error) => return Err(error),
-        };
-        let Look { version, rollout, held, .. } = found;
+        let Look { version, rollout, held, ahead, .. } = look(&self.pull_request(None)?.unshared()).await?;
         self.held = held;
+        if ahead {
+            // A device that is ahead of its channel stays where it is.
+            return self.give_up().await;
+        }
         let id = rollout.as_ref().map(|doc| doc.id);
         let continues = |entry: &Entry| entry.attempt.version == version && entry.attempt.rollout == id;
         if self.journal.under_way().is_some_and(|entry| !continues(entry)) {
-            tracing::info!("the attempt is given up: the device is to run another release by now");
-            self.journal.forget().map_err(local)?;
+            self.give_up().await?;
         }
         let current = self.directory.current()?;
         if current.as_ref() == Some(&version) {
             return Ok(());
         }
         let (attempts, timeout) = rollout.as_ref().map_or((1, TIMEOUT), |doc| (doc.attempts, doc.timeout));
-        let passing = id.map_or(0, |id| self.journal.passing_failures(&version, Some(id)));
+        let passing = id.and_then(|id| self.journal.passing_failures().get(&id).copied()).unwrap_or(0);
         let failed = self.failures.of(&self.request.product, &version).saturating_add(passing);
         if failed >= attempts {
             self.held = Some(Held::Failed { attempts: failed });
             return Ok(());
         }
-        if self.paused.as_ref().is_some_and(|(paused, since)| *paused == version && since.elapsed() < AGAIN) {
+        if id.is_none()
+            && self
+                .paused
+                .as_ref()
+                .is_some_and(|(paused, since)| *paused == version && since.elapsed() < AGAIN)
+        {
             return Ok(());
         }
         if self.journal.under_way().is_none() {
@@ -166,7 +179,8 @@ impl Step {
                 rollout: id,
                 product: self.request.product.clone(),
                 version: version.clone(),
-                number: failed + 1,
+                // The origin takes no attempt with a lower number than one before.
+                number: failed.max(self.journal.last_number(id)).saturating_add(1),
                 state: AttemptState::Fetching,
                 failure: None,
                 began: unix_now(),
@@ -178,6 +192,18 @@ impl Step {
         }
         self.report().await;
         self.install(&version).await
+    }
+
+    /// Ends an attempt that is under way without a result: the device is to run another release by
+    /// now.
+    async fn give_up(&mut self) -> anyhow::Result<()> {
+        if self.journal.under_way().is_none() {
+            return Ok(());
+        }
+        tracing::info!("the attempt is given up: the device is to run another release by now");
+        // The pull may have recorded its release as the channel's latest here.
+        self.remember_release(self.directory.current()?).await?;
+        self.journal.forget().map_err(local)
     }
 
     /// Counts failures of releases that are not counted yet.
@@ -219,9 +245,7 @@ impl Step {
         };
         self.journal.change(fetched).map_err(local)?;
         if !self.may_go_on(version, &entry).await? {
-            tracing::info!(%version, "fetched, and not installed: the device is to run another release by now");
-            self.remember_release(entry.from.clone()).await?;
-            return self.journal.forget().map_err(local);
+            return self.give_up().await;
         }
         let activating = |entry: &mut Entry| {
             entry.attempt.state = AttemptState::Activating;
@@ -229,7 +253,7 @@ impl Step {
         };
         self.journal.change(activating).map_err(local)?;
         if let Err(error) = self.run(Hook::Activate, version).await {
-            return self.fail(version, FailureKind::Activation, text(&error)).await;
+            return self.fail(version, kind_of_hook(&error, FailureKind::Activation), text(&error)).await;
         }
         if let Err(error) = self.directory.activate(version) {
             return self.fail(version, FailureKind::Activation, text(&error)).await;
@@ -243,9 +267,8 @@ impl Step {
         match look(&self.pull_request(None)?.unshared()).await {
             Ok(found) => {
                 let id = found.rollout.as_ref().map(|doc| doc.id);
-                Ok(found.version == *version && id == entry.attempt.rollout)
+                Ok(!found.ahead && found.version == *version && id == entry.attempt.rollout)
             }
-            Err(error) if cause_of::<Refused>(&error).is_some() => Ok(false),
             Err(error) if code_of(&error) == Code::Network => Ok(true),
             Err(error) => Err(error),
         }
@@ -260,7 +283,8 @@ impl Step {
         self.journal.change(checking).map_err(local)?;
         self.report().await;
         if let Err(error) = self.run(Hook::Health, version).await {
-            return self.go_back(version, FailureNote::new(FailureKind::Health, &text(&error))).await;
+            let kind = kind_of_hook(&error, FailureKind::Health);
+            return self.go_back(version, FailureNote::new(kind, &text(&error))).await;
         }
         self.journal.change(|entry| entry.attempt.state = AttemptState::Succeeded).map_err(local)?;
         self.failures.forget(&self.request.product, version);
@@ -326,8 +350,9 @@ impl Step {
         tracing::warn!(%version, detail = failure.detail, "the release does not work; going back");
         self.journal.change(|entry| entry.going_back = Some(failure.clone())).map_err(local)?;
         match &from {
-            Some(from) => self.directory.activate(from)?,
-            None => self.directory.deactivate()?,
+            Some(from) if self.directory.has(from) => self.directory.activate(from)?,
+            // The release before is gone, or there was none.
+            Some(_) | None => self.directory.deactivate()?,
         }
         self.remember_release(from).await?;
         if let Err(error) = self.run(Hook::RolledBack, version).await {

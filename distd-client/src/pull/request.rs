@@ -1,9 +1,11 @@
 //! A request to pull a release, and the files that a pull keeps until it ends.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::{Name, Wanted};
 use distd_core::patch::ROUTE_LEGS_MAX;
 use distd_peer::net::Outbound;
@@ -66,6 +68,9 @@ pub struct PullRequest {
     pub downgrade: Downgrade,
     /// Version that the device runs, for its part in rollouts.
     pub installed: Installed,
+    /// Number of attempts by each rollout that failed on this device for reasons which are not the
+    /// release's.
+    pub passing_failures: BTreeMap<RolloutId, u32>,
     /// Time for which the labels and pins of this device are used without asking a parent for them.
     pub labels_fresh: Duration,
     /// Version that the channel must lead to; `None` for any.
@@ -100,6 +105,7 @@ impl PullRequest {
             data: data.to_owned(),
             downgrade: settings.downgrade,
             installed: Installed::Remembered,
+            passing_failures: BTreeMap::new(),
             labels_fresh: LABELS_FRESH,
             expected: None,
             aim: Aim::default(),

@@ -14,7 +14,7 @@ use distd_core::planner::HeldIndex;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::{Chosen, Resolved};
 
-use super::downgrade::{self, PendingRelease, Step, When};
+use super::downgrade::{self, PendingRelease, Refused, Step, When};
 use super::job::Job;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
@@ -22,7 +22,7 @@ use super::request::{Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
 use super::seeds::Seeds;
 use super::wanted::Session;
 use super::{kept, ours, target, there};
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, cause_of};
 use crate::follow::failures;
 use crate::progress::Progress;
 use crate::share::installed;
@@ -80,7 +80,8 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     let session = open(request).await?;
     session.refresh_statement(request).await;
     let (resolved, ()) = tokio::join!(resolve(&session, request), session.ask_capabilities(&request.wanted));
-    let (resolved, step) = resolved?;
+    let resolved = resolved?;
+    let step = check(request, &resolved)?;
     let metadata_bytes = received(&session);
     Ok(Asked { session, resolved, step, metadata_bytes })
 }
@@ -95,25 +96,33 @@ async fn open(request: &PullRequest) -> anyhow::Result<Session> {
     Session::open(&request.data, parents, &request.sharing, outbound).await
 }
 
-/// Resolves the wanted release, and checks that the device may go on or back to it.
-async fn resolve(session: &Session, request: &PullRequest) -> anyhow::Result<(Resolved, Step)> {
+/// Resolves the wanted release.
+async fn resolve(session: &Session, request: &PullRequest) -> anyhow::Result<Resolved> {
     let installed = match &request.installed {
         Installed::Remembered => downgrade::installed(request),
         Installed::Is(version) => version.clone(),
     };
     let failed = failures::load(&request.data);
-    let failures = |version: &Name| failed.of(request.wanted.product(), version);
+    let failures = |rollout: &RolloutDoc| {
+        let passing = request.passing_failures.get(&rollout.id).copied().unwrap_or(0);
+        failed.of(request.wanted.product(), &rollout.version).saturating_add(passing)
+    };
     let resolved = session.resolve(&request.wanted, installed.as_ref(), &failures).await?;
     if let Some(expected) = request.expected.as_ref().filter(|expected| **expected != resolved.version) {
         let error = anyhow!("{} is {} by now, not {expected}", request.wanted, resolved.version);
         return Err(Failure::new(Code::Conflict, error).next("run the same command again").into());
     }
+    Ok(resolved)
+}
+
+/// Checks that the device may go on or back to a release.
+fn check(request: &PullRequest, resolved: &Resolved) -> anyhow::Result<Step> {
     let out = request.target.as_ref().map(|target| target.path());
-    let step = downgrade::check(&request.data, out, &resolved, request.downgrade)?;
+    let step = downgrade::check(&request.data, out, resolved, request.downgrade)?;
     if request.target.is_some() {
         target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
     }
-    Ok((resolved, step))
+    Ok(step)
 }
 
 /// A release that a request leads to.
@@ -127,18 +136,25 @@ pub struct Look {
     pub rollout: Option<RolloutDoc>,
     /// Why the release is not that of the channel's rollout.
     pub held: Option<Held>,
+    /// Whether the device has a later release and may not go back to this one.
+    pub ahead: bool,
 }
 
 /// Resolves the release that `request` leads to, and fetches and writes nothing else.
 ///
 /// # Errors
-/// As [`pull`], also when the device may not go back to the release.
+/// As [`pull`].
 pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
     let session = open(request).await?;
     session.refresh_statement(request).await;
     let resolved = resolve(&session, request).await;
     session.close().await;
-    let (resolved, _) = resolved?;
+    let resolved = resolved?;
+    let ahead = match check(request, &resolved) {
+        Ok(_) => false,
+        Err(error) if cause_of::<Refused>(&error).is_some() => true,
+        Err(error) => return Err(error),
+    };
     Ok(Look {
         version: resolved.version,
         manifest: resolved.manifest,
@@ -147,6 +163,7 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
             .and_then(|doc| doc.rollout)
             .filter(|_| resolved.choice.release == Chosen::OfRollout),
         held: resolved.choice.held,
+        ahead,
     })
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
-use distd_core::fleet::rollout::{Decision, Device, Held};
+use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc};
 use distd_core::manifest::Manifest;
 use distd_core::names::{Name, Wanted, release_target};
 use distd_core::proto::close::CloseCode;
@@ -168,7 +168,7 @@ impl Session {
         &self,
         wanted: &Wanted,
         installed: Option<&Name>,
-        failures: &(dyn Fn(&Name) -> u32 + Send + Sync),
+        failures: &(dyn Fn(&RolloutDoc) -> u32 + Send + Sync),
     ) -> anyhow::Result<Resolved> {
         let statement = self.statement();
         let labels = statement.as_ref().map(NodeStatement::for_selectors);
@@ -179,7 +179,7 @@ impl Session {
                 return Choice { release, held: Some(Held::Pinned) };
             }
             let Some(rollout) = &doc.rollout else { return Choice::default() };
-            let failures = failures(&rollout.version);
+            let failures = failures(rollout);
             let device = Device { node: &self.node, labels: labels.as_ref(), installed, failures };
             match rollout.decide(&device) {
                 Decision::Follow => Choice { release: Chosen::OfRollout, held: None },

@@ -53,6 +53,9 @@ pub struct NewRollout {
     /// them before. At most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,
+    /// Longest time for which the first wave waits for patches to the release, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_wait: Option<u64>,
 }
 
 /// An order about the rollout of a channel.
@@ -142,6 +145,8 @@ pub struct Rollout {
     pub selector: Option<String>,
     /// Versions of which one must run before.
     pub requires: Vec<String>,
+    /// Longest time for which the first wave waits for patches, seconds.
+    pub patch_wait: u64,
     /// Time of its begin, unix seconds.
     pub created: i64,
     /// Time of its last change, unix seconds.
@@ -215,6 +220,8 @@ pub struct RolloutEvent {
 pub struct RolloutDetail {
     /// The rollout.
     pub rollout: Rollout,
+    /// What the first wave waits for: `time` or `patches`; null when it waits for neither.
+    pub waits_for: Option<String>,
     /// Its waves, in order.
     pub waves: Vec<RolloutWave>,
     /// Devices on which it failed, at most 100.

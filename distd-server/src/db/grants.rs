@@ -212,6 +212,14 @@ impl Db {
                 put().map_err(failed(what))?;
             }
         }
+        // A device of a channel gets the versions that its rollout requires.
+        for (product, channel, versions) in self.versions_required().await? {
+            for ((_, of, version), audience) in &mut found {
+                if *of == product && versions.iter().any(|required| required.as_str() == version) {
+                    audience.channels.insert(channel.clone());
+                }
+            }
+        }
         let mut audiences: HashMap<ManifestId, Vec<Audience>> = HashMap::new();
         for ((manifest, ..), audience) in found {
             audiences.entry(manifest).or_default().push(audience);

@@ -622,7 +622,7 @@ mod tests {
             ("database_id", "730604a05c1cfed2", "730604a05c1cfed2"),
             ("moves", "be74c9a3367aade9", "ad0eead07e6d3394"),
             ("fleet", "16c78939fd390cd1", "2a8dff128b6f38ca"),
-            ("rollouts", "ec372d21c11b6748", "0e231b20b241483f"),
+            ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -149,7 +149,7 @@ pub enum BeginRollout {
 }
 
 const COLUMNS: &str = "id, product, channel, version, from_version, state, reason, waves, soak, success, halt_on, \
-                       attempts, timeout, after_halt, not_before, selector, requires, forgiven, created, updated";
+                       attempts, timeout, after_halt, not_before, selector, requires, patch_wait, forgiven, created, updated";
 
 fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
     Ok(RolloutRow {
@@ -177,6 +177,7 @@ fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
             not_before: row.number_or_none("not_before")?,
             selector: row.text_or_none("selector")?.map(|_| row.parsed("selector")).transpose()?,
             requires: names(&row.text("requires")?)?,
+            patch_wait: row.number("patch_wait")?,
         },
         forgiven: row.number("forgiven")?,
         created: row.time("created")?,
@@ -292,15 +293,25 @@ impl Db {
                 .await
                 .map_err(failed(what))?;
         }
+        // An order to go back that reaches the new release would take devices off it.
+        sqlx::query(
+            "UPDATE channels SET downgrade_from = NULL WHERE product = $1 AND channel = $2 AND downgrade_from >= $3",
+        )
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .bind(signed(sequence))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
         let after_halt = match policy.after_halt {
             AfterHalt::Stay => "stay",
             AfterHalt::Back => "back",
         };
         sqlx::query(
             "INSERT INTO rollouts (id, product, channel, version, from_version, state, reason, waves, soak, success, \
-             halt_on, attempts, timeout, after_halt, not_before, selector, requires, forgiven, unsigned, created, \
-             updated) VALUES ($1, $2, $3, $4, $5, 'open', '', $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, 1, $16, \
-             $17)",
+             halt_on, attempts, timeout, after_halt, not_before, selector, requires, patch_wait, forgiven, \
+             unsigned, created, updated) VALUES ($1, $2, $3, $4, $5, 'open', '', $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+             $15, $16, 0, 1, $17, $18)",
         )
         .bind(id.to_string())
         .bind(product.to_string())
@@ -317,6 +328,7 @@ impl Db {
         .bind(policy.not_before.map(signed))
         .bind(policy.selector.as_ref().map(ToString::to_string))
         .bind(requires_text(&policy.requires))
+        .bind(signed(policy.patch_wait))
         .bind(now)
         .bind(now)
         .execute(&mut *tx)
@@ -349,12 +361,18 @@ impl Db {
         })))
     }
 
-    /// Opens the wave `wave` (from 0) of an open rollout; `false` when the rollout is not open, or
-    /// the wave is open already.
+    /// Opens the wave `wave` (from 0) of an open rollout; `note` is added to the event. `false`
+    /// when the rollout is not open, or the wave is open already.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn open_wave(&self, row: &RolloutRow, wave: usize, now: UnixSeconds) -> Result<bool, DbError> {
+    pub async fn open_wave(
+        &self,
+        row: &RolloutRow,
+        wave: usize,
+        note: &str,
+        now: UnixSeconds,
+    ) -> Result<bool, DbError> {
         let what = "open the wave";
         let mut tx = self.begin_write().await?;
         count_change(&mut tx, &row.product, &row.channel, now).await.map_err(failed(what))?;
@@ -377,7 +395,7 @@ impl Db {
             .execute(&mut *tx)
             .await
             .map_err(failed(what))?;
-        let detail = format!("wave {} of {}", wave + 1, row.policy.waves.sizes().len());
+        let detail = format!("wave {} of {}{note}", wave + 1, row.policy.waves.sizes().len());
         add_event(&mut tx, &row.id, ("opened", &detail), &MoveBy::origin(), now)
             .await
             .map_err(failed(what))?;
@@ -423,18 +441,30 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(channel).collect()).map_err(failed("list unsigned rollouts"))
     }
 
-    /// Records that the document of a channel is signed as its rollouts are.
+    /// Records that the document of a channel is signed as of the change `counter`, with its
+    /// rollouts; `None` for a channel that is gone. After a later change nothing is recorded.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn rollouts_are_signed(&self, product: &Name, channel: &Name) -> Result<(), DbError> {
-        sqlx::query("UPDATE rollouts SET unsigned = 0 WHERE product = $1 AND channel = $2 AND unsigned = 1")
-            .bind(product.to_string())
-            .bind(channel.to_string())
-            .execute(&self.pool)
-            .await
-            .map(drop)
-            .map_err(failed("record the signature of the rollout"))
+    pub async fn rollouts_are_signed(
+        &self,
+        product: &Name,
+        channel: &Name,
+        counter: Option<u64>,
+    ) -> Result<(), DbError> {
+        sqlx::query(
+            "UPDATE rollouts SET unsigned = 0 WHERE product = $1 AND channel = $2 AND unsigned = 1 AND $3 = \
+             COALESCE((SELECT counter FROM channels WHERE product = $4 AND channel = $5), -1)",
+        )
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .bind(counter.map_or(-1, signed))
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("record the signature of the rollout"))
     }
 
     /// Records the failures for which a rollout is not to halt again.
@@ -469,6 +499,24 @@ impl Db {
             .fetch_optional(&self.pool)
             .await;
         row.and_then(|row| row.as_ref().map(read).transpose()).map_err(failed("read the rollout"))
+    }
+
+    /// Versions that rollouts under way require, each with product and channel.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub(super) async fn versions_required(&self) -> Result<Vec<(Name, Name, Vec<Name>)>, DbError> {
+        let rows = sqlx::query(
+            "SELECT product, channel, requires FROM rollouts WHERE state IN ('open', 'paused', 'halted') \
+             AND requires <> ''",
+        )
+        .fetch_all(&self.pool)
+        .await;
+        let required = |row: &AnyRow| {
+            Ok((row.parsed("product")?, row.parsed("channel")?, names(&row.text("requires")?)?))
+        };
+        rows.and_then(|rows| rows.iter().map(required).collect())
+            .map_err(failed("list the versions that rollouts require"))
     }
 
     /// One rollout.

@@ -62,6 +62,13 @@ impl Db {
         if !channels.is_empty() {
             return Ok(Withdraw::InUse(channels));
         }
+        let required = self.versions_required().await?;
+        let required =
+            required.into_iter().filter(|(of, _, versions)| of == product && versions.contains(version));
+        let channels: Vec<Name> = required.map(|(_, channel, _)| channel).collect();
+        if !channels.is_empty() {
+            return Ok(Withdraw::InUse(channels));
+        }
         let sql = format!(
             "UPDATE releases SET withdrawn = $1 WHERE product = $2 AND version = $3 AND withdrawn IS NULL RETURNING {}",
             releases::COLUMNS

@@ -50,6 +50,7 @@ fn rollout(row: &RolloutRow) -> Rollout {
         not_before: policy.not_before,
         selector: policy.selector.as_ref().map(ToString::to_string),
         requires: policy.requires.iter().map(ToString::to_string).collect(),
+        patch_wait: policy.patch_wait,
         created: row.created,
         updated: row.updated,
     }
@@ -73,6 +74,7 @@ fn policy(new: &NewRollout) -> Result<Policy, ApiError> {
     policy.attempts = new.attempts.unwrap_or(policy.attempts);
     policy.timeout = new.timeout.unwrap_or(policy.timeout);
     policy.not_before = new.not_before;
+    policy.patch_wait = new.patch_wait.unwrap_or(policy.patch_wait);
     if let Some(text) = &new.selector {
         let wrong = |e: SelectorError| {
             ApiError::bad_request(e.to_string(), "correct the selector; docs/fleet.md describes selectors")
@@ -90,6 +92,7 @@ fn policy(new: &NewRollout) -> Result<Policy, ApiError> {
 
 /// A rollout with the sums of its attempts.
 async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiError> {
+    let waits_for = app.origin.rollout_waits_for(&status).await?.map(str::to_owned);
     let RolloutStatus { row, waves } = status;
     let attempts = app.origin.db().attempts(&row.id).await?;
     let events = app.origin.db().rollout_events(&row.id).await?;
@@ -146,6 +149,7 @@ async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiEr
     Ok(RolloutDetail {
         waves: waves.iter().enumerate().map(wave).collect(),
         rollout: rollout(&row),
+        waits_for,
         failures,
         events: events.into_iter().map(event).collect(),
     })

@@ -131,9 +131,10 @@ impl Origin {
                 Wanted::Channel { product, channel } => match self.db.channel(&product, &channel).await? {
                     Some(row) => {
                         let rollout = self.db.rollout_under_way(&product, &channel).await?;
-                        let versions =
-                            rollout.map(|rollout| rollout.version).into_iter().chain([row.version]);
-                        (product, versions.collect())
+                        let of_rollout = rollout
+                            .into_iter()
+                            .flat_map(|rollout| [rollout.version].into_iter().chain(rollout.policy.requires));
+                        (product, of_rollout.chain([row.version]).collect())
                     }
                     None => continue,
                 },

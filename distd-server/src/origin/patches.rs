@@ -89,7 +89,7 @@ impl Origin {
         Ok(self.queue(Some(&old), &new, by).await?)
     }
 
-    async fn queue(
+    pub(super) async fn queue(
         &self,
         old: Option<&ReleaseRow>,
         new: &ReleaseRow,

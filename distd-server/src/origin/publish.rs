@@ -224,11 +224,12 @@ impl Origin {
         product: &Name,
         channel: &Name,
     ) -> Result<(), PublishChannelError> {
-        let Some(row) = self.db.channel(product, channel).await? else { return Ok(()) };
+        let found = self.db.channel(product, channel).await?;
+        let Some(row) = found else { return Ok(self.db.rollouts_are_signed(product, channel, None).await?) };
         let Some(release) = self.db.release(product, &row.version).await? else { return Ok(()) };
         let rollout = self.rollout_doc(&row).await?;
         self.repository.apply(vec![channel_change(&row, &release, rollout)], unix_now()).await?;
-        Ok(self.db.rollouts_are_signed(product, channel).await?)
+        Ok(self.db.rollouts_are_signed(product, channel, Some(row.counter)).await?)
     }
 
     /// Takes over channels that were moved after the database was saved: a device must not see a

@@ -1,6 +1,6 @@
 //! Rollouts: how they begin, what is signed about them, and their next steps (docs/rollouts.md).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use distd_core::NodeId;
@@ -13,13 +13,14 @@ use distd_core::fleet::rollout::{
 };
 use distd_core::names::Name;
 use distd_core::role::Role;
+use distd_core::text::shown;
 use distd_peer::clock::unix_now;
 use distd_peer::random;
 use distd_peer::trust::tuf::ChannelDoc;
 
 use super::{Origin, OwnerError, SetChannelError, signed};
 use crate::db::{
-    BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout, RolloutRow,
+    BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout, PatchSetState, RolloutRow,
     SetChannelOutcome, Stage, WaveRow,
 };
 use crate::tuf::PublishError;
@@ -31,6 +32,12 @@ const HEARD_WITHIN: u64 = 7 * 24 * 3600;
 /// Longest time between two looks at a rollout that is under way: time-outs are noticed then, and
 /// reports that came to another replica.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Most releases from which patches are made for a rollout; devices with others get chunks.
+const PATCHED_FROM_MAX: usize = 4;
+
+/// Longest reason of a failed patch set in an event, characters.
+const PATCH_ERROR_MAX: usize = 100;
 
 /// Pause between two looks at rollouts.
 const GATHER: Duration = Duration::from_millis(300);
@@ -117,8 +124,8 @@ pub enum RolloutError {
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The rollout is changed in the database but not signed yet: the same call again, or a
-    /// restart, signs it.
+    /// The rollout is changed in the database but not signed yet: the origin signs it at one of its
+    /// next looks.
     #[error("could not publish the rollout")]
     Publish(#[from] PublishError),
 }
@@ -152,6 +159,40 @@ impl RolloutStatus {
     }
 }
 
+impl RolloutRow {
+    /// Time until which the first wave waits for patches, unix seconds.
+    fn patches_until(&self) -> u64 {
+        u64::try_from(self.created).unwrap_or(0).saturating_add(self.policy.patch_wait)
+    }
+}
+
+/// Patch sets to the release of a rollout, as text for an operator.
+enum Patches {
+    /// Some are not made yet.
+    Waiting(Vec<String>),
+    /// Each is made, has failed, or saves nothing.
+    Ended(Vec<String>),
+}
+
+impl Patches {
+    fn note(self) -> String {
+        let (Self::Waiting(sets) | Self::Ended(sets)) = self;
+        if sets.is_empty() { String::new() } else { format!("; patches {}", sets.join(", ")) }
+    }
+}
+
+/// Versions that most of some devices run, the commonest first, without `but`.
+fn commonest<'a>(followers: &'a [Follower], but: &Name) -> Vec<&'a Name> {
+    let mut counted: BTreeMap<&Name, usize> = BTreeMap::new();
+    for version in followers.iter().filter_map(|follower| follower.version.as_ref()) {
+        *counted.entry(version).or_default() += 1;
+    }
+    counted.remove(but);
+    let mut versions: Vec<_> = counted.into_iter().collect();
+    versions.sort_by_key(|(_, devices)| std::cmp::Reverse(*devices));
+    versions.into_iter().map(|(version, _)| version).take(PATCHED_FROM_MAX).collect()
+}
+
 /// The devices that a rollout is for.
 #[derive(Clone, Copy)]
 struct Chosen<'a> {
@@ -177,9 +218,9 @@ enum Standing {
     Succeeded,
     /// As many attempts as the rollout allows have failed, in this rollout or an earlier one.
     Failed,
-    /// An attempt is under way, or is to be repeated.
+    /// An attempt is under way.
     Trying,
-    /// It has not begun.
+    /// It has not begun, or is to try again.
     Waiting,
 }
 
@@ -192,7 +233,10 @@ fn standing(follower: &Follower, version: &Name, attempts: u32) -> Standing {
         Some((AttemptState::Succeeded, _)) | None if runs_it => Standing::Succeeded,
         // The release failed on the device before the rollout, and is not tried again.
         None if matches!(follower.held, Some(Held::Failed { .. })) => Standing::Failed,
-        Some((AttemptState::Succeeded, _)) | None => Standing::Waiting,
+        // A failed attempt that may be repeated is not under way: the device may be gone for good.
+        Some((AttemptState::Succeeded | AttemptState::Failed | AttemptState::RolledBack, _)) | None => {
+            Standing::Waiting
+        }
         Some(_) => Standing::Trying,
     }
 }
@@ -227,6 +271,7 @@ impl Origin {
         by: &MoveBy,
     ) -> Result<RolloutStatus, RolloutError> {
         policy.check()?;
+        self.owner.check().await?;
         let named = || (product.clone(), channel.clone(), version.clone());
         let turn = self.publishing.lock().await;
         let now = unix_now();
@@ -237,7 +282,8 @@ impl Origin {
             return Err(RolloutError::UnknownChannel { product, channel });
         }
         for required in &policy.requires {
-            if self.db.release(product, required).await?.is_none() {
+            let release = self.db.release(product, required).await?;
+            if release.is_none_or(|release| release.published.is_none()) {
                 return Err(RolloutError::UnknownRelease {
                     product: product.clone(),
                     version: required.clone(),
@@ -265,17 +311,81 @@ impl Origin {
                 return Err(RolloutError::UnderWay { product, channel, version: other.version });
             }
         };
-        // The first wave opens before anything is signed: devices see the rollout once.
-        if policy.not_before.is_none_or(|time| time <= now) {
-            self.db.open_wave(&row, 0, signed(now)).await?;
-        }
+        self.queue_for_rollout(&row, &followers).await?;
         self.publish_channel(&product, &channel).await?;
-        if let Some(release) = self.db.release(&product, &version).await? {
-            self.queue_for_move(Some(&row.from), &release).await;
-        }
         drop(turn);
         self.rollouts_due.notify_one();
         self.rollout_status(&row).await.map_err(Into::into)
+    }
+
+    /// Queues the patch sets from the releases that most devices of a rollout run.
+    async fn queue_for_rollout(&self, row: &RolloutRow, followers: &[Follower]) -> Result<(), DbError> {
+        if !self.patches.options().enabled {
+            return Ok(());
+        }
+        let Some(release) = self.db.release(&row.product, &row.version).await? else { return Ok(()) };
+        for version in commonest(followers, &row.version) {
+            if let Some(old) = self.db.release(&row.product, version).await?
+                && old.manifest != release.manifest
+            {
+                self.queue(Some(&old), &release, "rollout").await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// State of the patch sets from the releases that most devices of a rollout run.
+    async fn patches_for(&self, row: &RolloutRow) -> Result<Patches, DbError> {
+        if !self.patches.options().enabled {
+            return Ok(Patches::Ended(Vec::new()));
+        }
+        let Some(release) = self.db.release(&row.product, &row.version).await? else {
+            return Ok(Patches::Ended(Vec::new()));
+        };
+        let chosen = Chosen {
+            product: &row.product,
+            channel: &row.channel,
+            version: &row.version,
+            selector: row.policy.selector.as_ref(),
+        };
+        let followers = self.followers(chosen, Some(&row.id), unix_now()).await?;
+        let sets = self.db.patch_sets(&row.product).await?;
+        let (mut waiting, mut ended) = (Vec::new(), Vec::new());
+        for version in commonest(&followers, &row.version) {
+            let Some(old) = self.db.release(&row.product, version).await? else { continue };
+            let set = sets.iter().find(|set| set.key.from == old.manifest && set.key.to == release.manifest);
+            match set {
+                Some(set) if matches!(set.state, PatchSetState::Queued | PatchSetState::Building) => {
+                    waiting.push(version.clone());
+                    ended.push(format!("none from {version} in time"));
+                }
+                Some(set) if set.state == PatchSetState::Failed => {
+                    let why = set.error.as_deref().unwrap_or("unknown reason");
+                    ended.push(format!("none from {version} ({})", shown(why, PATCH_ERROR_MAX)));
+                }
+                Some(set) if set.set.is_none() => ended.push(format!("none from {version} (nothing saved)")),
+                Some(_) => ended.push(format!("from {version}")),
+                // The same bytes, or a release that came later.
+                None => {}
+            }
+        }
+        Ok(if waiting.is_empty() { Patches::Ended(ended) } else { Patches::Waiting(ended) })
+    }
+
+    /// What an open rollout without an open wave waits for, as a word; `None` when it waits for
+    /// nothing but the next look.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn rollout_waits_for(&self, status: &RolloutStatus) -> Result<Option<&'static str>, DbError> {
+        let row = &status.row;
+        if row.stage != Stage::Open || status.waves.iter().any(|wave| wave.row.opened.is_some()) {
+            return Ok(None);
+        }
+        if row.policy.not_before.is_some_and(|time| unix_now() < time) {
+            return Ok(Some("time"));
+        }
+        Ok(matches!(self.patches_for(row).await?, Patches::Waiting(_)).then_some("patches"))
     }
 
     /// Carries an operator's order about the rollout of a channel out, in the name of `by`.
@@ -290,6 +400,7 @@ impl Origin {
         reason: &str,
         by: &MoveBy,
     ) -> Result<RolloutStatus, RolloutError> {
+        self.owner.check().await?;
         let turn = self.publishing.lock().await;
         let none = || RolloutError::NoneUnderWay { product: product.clone(), channel: channel.clone() };
         let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
@@ -336,8 +447,8 @@ impl Origin {
     ) -> Result<(), RolloutError> {
         let now = signed(unix_now());
         let RolloutRow { product, channel, version, .. } = row;
-        // The channel moves first. Cut off in between, the rollout is as it was, and the same step
-        // is taken again.
+        // The channel moves first. Cut off in between, the rollout is as it was: the origin takes
+        // its step again, and an operator gives the order again.
         let moves = match stage {
             Stage::RolledBack => self.db.channel(product, channel).await?.map(|row| (row.version, true)),
             Stage::Complete => Some((version.clone(), false)),
@@ -505,12 +616,16 @@ impl Origin {
 
     /// Signs changes of rollouts whose signature failed, so that devices learn of them.
     async fn sign_rollouts(&self) -> Result<(), RolloutError> {
+        let mut failed = Ok(());
         for (product, channel) in self.db.rollouts_unsigned().await? {
             let _turn = self.publishing.lock().await;
             self.owner.check().await?;
-            self.publish_channel(&product, &channel).await?;
+            // Another channel must not wait for this one.
+            if let Err(error) = self.publish_channel(&product, &channel).await {
+                failed = Err(error.into());
+            }
         }
-        Ok(())
+        failed
     }
 
     /// Takes the next steps of an open rollout, until it waits for reports or for a time.
@@ -544,7 +659,19 @@ impl Origin {
         match next_step(&row.policy.gate, forgiven, &opened, &counts, now) {
             Step::Wait(_) => Ok(()),
             Step::Open(wave) => {
-                if self.db.open_wave(&row, wave, signed(now)).await? {
+                let note = match wave {
+                    0 => match self.patches_for(&row).await? {
+                        Patches::Waiting(_) if now < row.patches_until() => return Ok(()),
+                        patches => patches.note(),
+                    },
+                    _ => String::new(),
+                };
+                if wave == 0 {
+                    // A set that is made may not be listed yet.
+                    let listed = self.patches_change(&row.product).await?;
+                    self.repository.apply(vec![listed], now).await?;
+                }
+                if self.db.open_wave(&row, wave, &note, signed(now)).await? {
                     let (product, channel) = (&row.product, &row.channel);
                     tracing::info!(%product, %channel, rollout = %row.id, wave = wave + 1, "wave opened");
                     self.publish_channel(product, channel).await?;
@@ -572,6 +699,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn patches_are_made_from_what_most_devices_run() {
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        let of = |version: &str| Follower {
+            node: NodeId([0; 16]),
+            version: Some(name(version)),
+            held: None,
+            attempt: None,
+        };
+        let fleet = ["1", "3", "2", "1", "5", "4", "2", "1", "6", "9"].map(of);
+        let versions: Vec<_> = commonest(&fleet, &name("3")).into_iter().map(Name::as_str).collect();
+        assert_eq!(versions, ["1", "2", "4", "5"]);
+    }
+
+    #[test]
     fn a_device_counts_by_its_attempt_and_what_it_runs() {
         use AttemptState::{Checking, Failed, RolledBack, Succeeded};
         let version: Name = "2".parse().expect("a name");
@@ -586,7 +727,7 @@ mod tests {
         assert_eq!(of("2", Some((Succeeded, 1)), None), Standing::Succeeded);
         // It went elsewhere after it had succeeded.
         assert_eq!(of("1", Some((Succeeded, 1)), None), Standing::Waiting);
-        assert_eq!(of("1", Some((RolledBack, 1)), None), Standing::Trying);
+        assert_eq!(of("1", Some((RolledBack, 1)), None), Standing::Waiting);
         assert_eq!(of("1", Some((RolledBack, 2)), None), Standing::Failed);
         assert_eq!(of("1", Some((Failed, 2)), None), Standing::Failed);
         assert_eq!(of("1", None, Some(Held::Failed { attempts: 1 })), Standing::Failed);

@@ -130,15 +130,22 @@ on_every_back_end! {
         // What devices are to know is signed after it is recorded.
         let channel = vec![(name("os"), name("stable"))];
         assert_eq!(world.db.rollouts_unsigned().await.expect("list"), channel);
-        world.db.rollouts_are_signed(&name("os"), &name("stable")).await.expect("recorded");
-        assert_eq!(world.db.rollouts_unsigned().await.expect("list"), []);
+        let signed_as = async |counter| {
+            world.db.rollouts_are_signed(&name("os"), &name("stable"), Some(counter)).await.expect("recorded");
+            world.db.rollouts_unsigned().await.expect("list")
+        };
+        assert_eq!(signed_as(before).await, channel, "an earlier state was signed");
+        assert_eq!(signed_as(before + 1).await, []);
+        // A required version is in use, and in the channel.
+        let used = world.db.mark_withdrawn(&name("os"), &name("1"), NOW).await.expect("asked");
+        assert_eq!(used, Withdraw::InUse(vec![name("stable")]));
 
         // Waves open once, and only while the rollout is open.
-        assert!(world.db.open_wave(&row, 0, NOW + 1).await.expect("opens"));
+        assert!(world.db.open_wave(&row, 0, "", NOW + 1).await.expect("opens"));
         assert_eq!(world.db.rollouts_unsigned().await.expect("list"), channel);
-        assert!(!world.db.open_wave(&row, 0, NOW + 2).await.expect("asked"));
+        assert!(!world.db.open_wave(&row, 0, "", NOW + 2).await.expect("asked"));
         assert!(world.db.set_rollout_stage(&row, Stage::Paused, "lunch", &by(), NOW + 3).await.expect("set"));
-        assert!(!world.db.open_wave(&row, 1, NOW + 4).await.expect("asked"));
+        assert!(!world.db.open_wave(&row, 1, "", NOW + 4).await.expect("asked"));
         let stale = world.db.set_rollout_stage(&row, Stage::Complete, "", &by(), NOW + 4).await.expect("asked");
         assert!(!stale, "an operator was faster");
         let waves = world.db.rollout_waves(&row.id).await.expect("waves");

@@ -18,6 +18,9 @@ pub const TIMEOUT_MIN: u64 = 10;
 /// Longest time-out of an attempt, seconds: 30 days.
 pub const TIMEOUT_MAX: u64 = 30 * 24 * 3600;
 
+/// Longest time for which the first wave waits for patches, seconds: 7 days.
+pub const PATCH_WAIT_MAX: u64 = 7 * 24 * 3600;
+
 /// Latest time before which a rollout may be told to open no wave, unix seconds.
 pub const NOT_BEFORE_MAX: u64 = 1 << 40;
 
@@ -52,6 +55,8 @@ pub struct Policy {
     pub selector: Option<Selector>,
     /// Versions of which one must run before.
     pub requires: Vec<Name>,
+    /// Longest time for which the first wave waits for patches to the release, seconds.
+    pub patch_wait: u64,
 }
 
 /// Reason why a policy cannot be used.
@@ -69,6 +74,9 @@ pub enum PolicyError {
     /// The time before which no wave opens is too far away, unix seconds.
     #[error("no wave would open before {0} (unix seconds): choose an earlier time")]
     NotBefore(u64),
+    /// The first wave would wait too long for patches; seconds.
+    #[error("{0} s are too long to wait for patches: choose at most 7 days")]
+    PatchWait(u64),
     /// The selector uses facts.
     #[error("a rollout cannot select by facts, as {0:?} does: give the devices a label")]
     Facts(String),
@@ -92,6 +100,7 @@ impl Default for Policy {
             not_before: None,
             selector: None,
             requires: Vec::new(),
+            patch_wait: 1800,
         }
     }
 }
@@ -113,6 +122,9 @@ impl Policy {
         }
         if let Some(time) = self.not_before.filter(|time| *time > NOT_BEFORE_MAX) {
             return Err(PolicyError::NotBefore(time));
+        }
+        if self.patch_wait > PATCH_WAIT_MAX {
+            return Err(PolicyError::PatchWait(self.patch_wait));
         }
         if let Some(selector) = self.selector.as_ref().filter(|selector| selector.uses_facts()) {
             return Err(PolicyError::Facts(selector.to_string()));
@@ -136,6 +148,8 @@ mod tests {
         assert_eq!(Policy { gate, ..good.clone() }.check(), Err(PolicyError::Soak(SOAK_MAX + 1)));
         assert_eq!(Policy { timeout: 9, ..good.clone() }.check(), Err(PolicyError::Timeout(9)));
         assert_eq!(Policy { attempts: 0, ..good.clone() }.check(), Err(PolicyError::Attempts(0)));
+        let patient = Policy { patch_wait: PATCH_WAIT_MAX + 1, ..good.clone() };
+        assert_eq!(patient.check(), Err(PolicyError::PatchWait(PATCH_WAIT_MAX + 1)));
         let late = Policy { not_before: Some(u64::MAX), ..good.clone() };
         assert_eq!(late.check(), Err(PolicyError::NotBefore(u64::MAX)));
         let facts = Some("fact.disk=big".parse().expect("a selector"));
