@@ -305,6 +305,13 @@ fn labels_pins_and_required_versions_decide_on_the_device() {
     let refused = lab.admin(&["rollout", "start", FOLLOWED, "3", "--for", "site=9"]);
     assert!(refused.code == 5 && refused.stderr.contains("follows os:stable"), "{}", refused.stderr);
     assert_eq!(lab.admin(&["rollout", "start", FOLLOWED, "3", "--requires", "7"]).code, 3);
+    assert_eq!(lab.admin(&["rollout", "start", FOLLOWED, "3", "--requires", "3"]).code, 2);
+    // A device has one agent that follows, in one directory, and a directory needs a channel.
+    let other = lab.path("other").display().to_string();
+    let agent = ["agent", "--listen", "127.0.0.1:0", "--follow-into", &other];
+    let second = lab.device("a", &[&agent[..], &["--follow", FOLLOWED]].concat());
+    assert!(second.code == 7 && second.stderr.contains("another process"), "{}", second.stderr);
+    assert_eq!(lab.device("a", &agent).code, 2);
 }
 
 #[test]

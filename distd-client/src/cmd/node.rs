@@ -16,7 +16,7 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeRunning, Word};
+use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeRunning, Word, code};
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
@@ -258,7 +258,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Pin { id, release: ReleaseName { product, version }, api } => {
-            context.api(&api)?.pin_node(&id, product.as_str(), version.as_str()).await.map_err(unknown)?;
+            context.api(&api)?.pin_node(&id, product.as_str(), version.as_str()).await.map_err(|error| {
+                match error.code() {
+                    code::UNKNOWN_VERSION => {
+                        Failure::from(error).next(format!("see what there is: distd release ls {product}"))
+                    }
+                    _ => unknown(error),
+                }
+            })?;
             let pinned = Pinned { pinned: &id, release: format!("{product}@{version}") };
             context
                 .output()

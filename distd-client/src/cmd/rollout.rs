@@ -7,13 +7,14 @@ use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, table, time};
 use distd_core::api::{
     NewRollout, Rollout, RolloutDetail, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutVerb,
-    RolloutWave, Word,
+    RolloutWave, Word, code,
 };
 use distd_core::fleet::Selector;
 use distd_core::fleet::rollout::{AfterHalt, HaltOn, Share, Waves};
 use distd_core::names::Name;
 
 use super::parse::{ChannelName, ParseError, duration, moment};
+use crate::api::ApiError;
 use crate::context::{ApiArgs, Context};
 
 /// Bring a release to the devices of a channel in waves, and stop when too many fail.
@@ -37,7 +38,7 @@ enum Command {
         #[arg(long, value_name = "SIZES", default_value = "1%,10%,50%,100%")]
         waves: Waves,
         /// Least time for which a wave is open before the next one.
-        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = wait)]
         soak: Duration,
         /// Share of a wave's devices that must have succeeded before the next one opens.
         #[arg(long, value_name = "SHARE", default_value = "95%")]
@@ -195,11 +196,22 @@ fn listed(list: &RolloutList) -> String {
     table(&rows)
 }
 
+/// Failure of a request about the rollout of a channel, with the command that helps.
+fn failed(error: ApiError, channel: &ChannelName) -> Failure {
+    let next = match error.code() {
+        code::NOT_FOUND => format!("begin one: distd rollout start {channel} VERSION"),
+        code::CONFLICT => format!("look at the channel's rollouts: distd rollout history {channel}"),
+        _ => return Failure::from(error),
+    };
+    Failure::from(error).next(next)
+}
+
 async fn order(context: &Context, args: OrderArgs, verb: RolloutVerb) -> anyhow::Result<()> {
-    let OrderArgs { channel: ChannelName { product, channel }, reason, api } = args;
+    let OrderArgs { channel: named, reason, api } = args;
     let order = RolloutOrder { order: verb, reason };
-    let done = context.api(&api)?.order_rollout(product.as_str(), channel.as_str(), &order).await;
-    context.output().result(&done.map_err(Failure::from)?, shown)
+    let (product, channel) = (named.product.as_str(), named.channel.as_str());
+    let done = context.api(&api)?.order_rollout(product, channel, &order).await;
+    context.output().result(&done.map_err(|error| failed(error, &named))?, shown)
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
@@ -239,9 +251,10 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             context.output().note(&format!("next: distd rollout status {product}:{channel}"));
             Ok(())
         }
-        Command::Status { channel: ChannelName { product, channel }, api } => {
+        Command::Status { channel: named, api } => {
+            let ChannelName { product, channel } = &named;
             let found = context.api(&api)?.rollout(product.as_str(), channel.as_str()).await;
-            let detail = found.map_err(Failure::from)?;
+            let detail = found.map_err(|error| failed(error, &named))?;
             context.output().result(&detail, shown)?;
             if detail.rollout.state == RolloutStage::Halted {
                 context.output().note(&format!(

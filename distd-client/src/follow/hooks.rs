@@ -48,7 +48,7 @@ pub(super) enum HookError {
     #[error("{} could not be run", .0.display())]
     Run(PathBuf, #[source] std::io::Error),
     /// The program ended with another status than 0.
-    #[error("{} ended with {status}: {said}", name(path))]
+    #[error("{} ended with {status}{}", name(path), after_colon(said))]
     Status {
         /// The program.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub(super) enum HookError {
         said: String,
     },
     /// The program did not end in time.
-    #[error("{} did not end within {limit} s: {said}", name(path))]
+    #[error("{} did not end within {limit} s{}", name(path), after_colon(said))]
     Time {
         /// The program.
         path: PathBuf,
@@ -71,6 +71,10 @@ pub(super) enum HookError {
 
 fn name(path: &Path) -> std::ffi::os_str::Display<'_> {
     path.file_name().unwrap_or_default().display()
+}
+
+fn after_colon(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(": {said}") }
 }
 
 /// The hooks directory.

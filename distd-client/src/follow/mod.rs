@@ -12,13 +12,15 @@ mod reports;
 pub mod slots;
 mod step;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use distd_core::error::Chain;
 use distd_core::names::{Name, Wanted};
+use distd_peer::filesystem;
 use distd_peer::net::Outbound;
 use distd_peer::parents::Parents;
 use distd_peer::random;
@@ -32,6 +34,9 @@ use crate::config::Settings;
 use crate::failure::{Code, Failure};
 use crate::pull::Downgrade;
 use crate::share::Sharing;
+
+/// File in the state directory that the following process locks.
+const LOCK: &str = "follow.lock";
 
 /// Longest time between two reports when nothing changes: the origin counts devices that it has
 /// heard of within a week, and shows those that are silent for longer than a few of these.
@@ -74,7 +79,15 @@ impl FollowRequest {
     /// Failures with [`Code::Usage`] when they name a channel and no directory, or the proxy is
     /// unusable.
     pub fn of(settings: &Settings, data: &Path) -> anyhow::Result<Option<Self>> {
-        let Some(Wanted::Channel { product, channel }) = settings.follow.clone() else { return Ok(None) };
+        let Some(Wanted::Channel { product, channel }) = settings.follow.clone() else {
+            if settings.follow_directory.is_some() {
+                let error = anyhow!("a directory for releases is named, and no channel to follow");
+                let next =
+                    "name the channel: --follow PRODUCT:CHANNEL, or channel in [follow] of client.toml";
+                return Err(Failure::new(Code::Usage, error).next(next).into());
+            }
+            return Ok(None);
+        };
         let Some(directory) = settings.follow_directory.clone() else {
             let error = anyhow!("{product}:{channel} is to be followed, and no directory is named");
             let next = "name the directory for its releases: --follow-into DIR, or directory in [follow] of client.toml";
@@ -99,27 +112,40 @@ impl FollowRequest {
 }
 
 /// A device that is ready to follow a channel.
-pub struct Follower(Step);
+pub struct Follower {
+    step: Step,
+    /// One journal has one writer.
+    _lock: File,
+}
 
 impl Follower {
     /// Opens the directory and the journal of the device.
     ///
     /// # Errors
-    /// When the directory cannot be used, or another process follows in it.
+    /// When the directory cannot be used, or another process of this device follows a channel.
     pub fn open(
         request: FollowRequest,
         identity: &NodeIdentity,
         parents: Arc<Parents>,
     ) -> anyhow::Result<Self> {
+        let lock_path = request.data.join(LOCK);
+        let lock = filesystem::try_lock(&lock_path)
+            .with_context(|| format!("could not lock {}", lock_path.display()))
+            .map_err(|error| Failure::new(Code::Local, error))?;
+        let lock = lock.ok_or_else(|| {
+            let error = anyhow!("another process of this device follows a channel");
+            Failure::new(Code::Local, error)
+                .next("stop that process, or give this one a state directory of its own")
+        })?;
         let directory = Directory::open(&request.directory, request.keep)?;
         let reporter = Reporter::open(identity, parents)?;
-        Ok(Self(Step::open(request, directory, reporter)))
+        Ok(Self { step: Step::open(request, directory, reporter), _lock: lock })
     }
 
     /// Follows the channel until `stop` is set or its sender is gone. An attempt that is under
     /// way is continued by the next process.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self(mut step) = self;
+        let Self { mut step, _lock } = self;
         let following = async {
             loop {
                 if let Err(error) = step.take().await {

@@ -298,7 +298,8 @@ fn holdings(data: &std::path::Path) -> (Vec<(ManifestId, ChunkRanges)>, BTreeSet
             continue;
         }
         let kept = read_kept_manifest(&artifact.path, data).filter(|kept| kept.id() == artifact.manifest);
-        if kept.is_none() {
+        // An artifact that was removed is not missed.
+        if kept.is_none() && artifact.path.exists() {
             missing.insert(artifact.path);
         }
         found.extend(kept.map(|kept| (kept.id(), kept.entries().map(|at| at.entry.id).collect())));

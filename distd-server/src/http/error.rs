@@ -327,7 +327,7 @@ impl From<SetChannelError> for ApiError {
             }
             SetChannelError::RolloutUnderWay { product, channel, version } => Self::conflict(
                 format!("a rollout of {product}@{version} to {product}:{channel} is under way"),
-                "wait for its end; or halt it first (POST …/rollout with \"order\": \"halt\"), or roll it back",
+                "wait for the rollout's end; or halt it first, or roll it back",
             ),
             error => Self::internal(error),
         }
@@ -355,7 +355,7 @@ impl From<RolloutError> for ApiError {
             }
             RolloutError::NoDevices { .. } => Self::conflict(
                 text,
-                "let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
+                "check the selector, if there is one; let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
                  or point the channel to the release without waves",
             ),
             RolloutError::Stage { .. } => Self::conflict(text, "look at the rollout with GET …/rollout"),

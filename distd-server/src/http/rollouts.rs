@@ -87,6 +87,10 @@ fn policy(new: &NewRollout) -> Result<Policy, ApiError> {
         };
         policy.requires.push(version.parse().map_err(wrong)?);
     }
+    if new.requires.contains(&new.version) {
+        let message = format!("the rollout of {} requires itself", new.version);
+        return Err(ApiError::bad_request(message, "name versions that come before it, or none"));
+    }
     Ok(policy)
 }
 
