@@ -9,7 +9,7 @@ use sqlx::any::AnyRow;
 
 use super::moves::{self, MoveBy, NewMove};
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed, products};
+use super::{Db, DbError, UnixSeconds, failed, products, releases};
 
 /// One channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,16 +97,10 @@ impl Db {
         let mut tx = self.begin_write().await?;
         // The product's row first: two replicas that move its channels take turns.
         let last = products::last_sequence(&mut *tx, product, 0).await.map_err(failed(what))?;
-        let known = sqlx::query(
-            "SELECT sequence FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
-        )
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(what))?;
-        let (Some(last), Some(known)) = (last, known) else { return Ok(SetChannelOutcome::UnknownRelease) };
-        let sequence = known.number("sequence").map_err(failed(what))?;
+        let sequence = releases::sequence_of(&mut *tx, product, version).await.map_err(failed(what))?;
+        let (Some(last), Some(sequence)) = (last, sequence) else {
+            return Ok(SetChannelOutcome::UnknownRelease);
+        };
         let select = format!("SELECT {COLUMNS} FROM channels WHERE product = $1 AND channel = $2");
         let before = sqlx::query(sqlx::AssertSqlSafe(select.clone()))
             .bind(product.to_string())

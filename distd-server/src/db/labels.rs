@@ -13,7 +13,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
 use super::row::{Columns, impossible};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, nodes};
 
 /// A node, as far as its rights are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,13 +145,7 @@ impl Db {
     ) -> Result<ChangeLabels, DbError> {
         let what = "change the labels of the node";
         let mut tx = self.begin_write().await?;
-        // The row of the node is locked: two changes take turns on PostgreSQL too.
-        let known = sqlx::query("UPDATE nodes SET label = label WHERE id = $1")
-            .bind(node.to_owned())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        if known.rows_affected() == 0 {
+        if !nodes::lock(&mut *tx, node).await.map_err(failed(what))? {
             return Ok(ChangeLabels::UnknownNode);
         }
         for key in remove.iter().chain(set.keys()) {

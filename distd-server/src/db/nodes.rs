@@ -3,6 +3,7 @@
 //! Table `nodes`: public key, role, last certificate, revocation.
 
 use sqlx::any::AnyRow;
+use sqlx::{Any, Executor};
 
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
@@ -41,6 +42,13 @@ fn read(row: &AnyRow) -> Result<NodeRow, sqlx::Error> {
         cert_expires: row.time("cert_expires")?,
         revoked: row.time_or_none("revoked")?,
     })
+}
+
+/// Locks the row of a node, so that two changes of the node take turns on PostgreSQL too; `false`
+/// when there is no such node.
+pub(super) async fn lock<'e>(on: impl Executor<'e, Database = Any>, node: &str) -> Result<bool, sqlx::Error> {
+    let known = sqlx::query("UPDATE nodes SET label = label WHERE id = $1").bind(node.to_owned());
+    Ok(known.execute(on).await?.rows_affected() == 1)
 }
 
 impl Db {

@@ -9,7 +9,7 @@ use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
 use super::row::Columns;
-use super::{Db, DbError, failed};
+use super::{Db, DbError, failed, nodes, releases};
 
 /// Result of pinning a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,23 +35,10 @@ impl Db {
     pub async fn pin_node(&self, node: &str, product: &Name, version: &Name) -> Result<PinNode, DbError> {
         let what = "pin the node";
         let mut tx = self.begin_write().await?;
-        // The row of the node is locked: two changes take turns on PostgreSQL too.
-        let known = sqlx::query("UPDATE nodes SET label = label WHERE id = $1")
-            .bind(node.to_owned())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        if known.rows_affected() == 0 {
+        if !nodes::lock(&mut *tx, node).await.map_err(failed(what))? {
             return Ok(PinNode::UnknownNode);
         }
-        let release = sqlx::query(
-            "SELECT version FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
-        )
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(what))?;
+        let release = releases::sequence_of(&mut *tx, product, version).await.map_err(failed(what))?;
         if release.is_none() {
             return Ok(PinNode::UnknownRelease);
         }

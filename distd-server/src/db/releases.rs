@@ -110,6 +110,22 @@ pub(super) async fn insert<'e>(
         .map(drop)
 }
 
+/// Number of a release; `None` when there is no such release, or it is withdrawn.
+pub(super) async fn sequence_of<'e>(
+    on: impl Executor<'e, Database = Any>,
+    product: &Name,
+    version: &Name,
+) -> Result<Option<u64>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT sequence FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
+    )
+    .bind(product.to_string())
+    .bind(version.to_string())
+    .fetch_optional(on)
+    .await?;
+    row.map(|row| row.number("sequence")).transpose()
+}
+
 impl Db {
     /// One release.
     ///

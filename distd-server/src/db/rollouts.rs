@@ -15,7 +15,7 @@ use sqlx::{Any, Transaction};
 
 use super::moves::{self, MoveBy};
 use super::row::{Columns, impossible, signed};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, releases};
 
 /// State of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,16 +260,8 @@ impl Db {
         if from == **version {
             return Ok(BeginRollout::Same);
         }
-        let known = sqlx::query(
-            "SELECT sequence FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
-        )
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed(what))?;
-        let Some(known) = known else { return Ok(BeginRollout::UnknownRelease) };
-        let sequence = known.number("sequence").map_err(failed(what))?;
+        let sequence = releases::sequence_of(&mut *tx, product, version).await.map_err(failed(what))?;
+        let Some(sequence) = sequence else { return Ok(BeginRollout::UnknownRelease) };
         let highest = moves::highest(&mut *tx, product, channel).await.map_err(failed(what))?;
         if highest.is_some_and(|highest| sequence < highest) {
             return Ok(BeginRollout::Older);
