@@ -19,6 +19,7 @@ use crate::capabilities::Capabilities;
 use crate::clock::unix_now;
 use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReading, Outbound};
 use crate::quarantine::Quarantine;
+use crate::trust::report;
 use distd_core::role::Role;
 
 /// Time for which a parent that did not answer is not dialled again, so that not every stage of a
@@ -181,6 +182,29 @@ impl Parents {
         Err(last)
     }
 
+    /// Sends an encoded metadata question to one parent and returns its answer.
+    ///
+    /// # Errors
+    /// [`ParentsError`].
+    pub async fn ask(&self, index: usize, question: &Bytes) -> Result<Bytes, ParentsError> {
+        Ok(self.link(index).await?.metadata(question.clone()).await?)
+    }
+
+    /// Hands over the reports of an encoded [question](report::question) to the first parent that
+    /// keeps them; `false` when none does.
+    pub async fn hand_over(&self, question: &Bytes) -> bool {
+        for index in 0..self.slots.len() {
+            let parent = self.address(index);
+            match self.ask(index, question).await {
+                Ok(answer) if report::is_kept(&answer) => return true,
+                // A parent of an earlier release takes no reports.
+                Ok(_) => tracing::debug!(parent, "the parent takes no reports"),
+                Err(error) => tracing::debug!(parent, error = %Chain(&error), "reports wait"),
+            }
+        }
+        false
+    }
+
     /// The capabilities of this node.
     pub fn capabilities(&self) -> &Arc<Capabilities> {
         &self.capabilities
@@ -246,11 +270,7 @@ impl Parents {
         self.capabilities.note_asked(&manifests);
         let question = self.capabilities.question(manifests.clone(), targets);
         for index in 0..self.slots.len() {
-            let answered = async {
-                let answer = self.link(index).await?.metadata(question.clone()).await?;
-                Ok::<_, ParentsError>(answer)
-            };
-            match answered.await {
+            match self.ask(index, &question).await {
                 Ok(answer) => {
                     if let Err(error) = self.capabilities.take(&answer) {
                         let (parent, error) = (self.address(index), Chain(&error));

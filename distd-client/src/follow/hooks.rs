@@ -133,7 +133,7 @@ impl Hooks {
             let _ = tokio::time::timeout(TERMINATE, child.wait()).await;
             group.signal(Signal::KILL);
         }
-        // What a program that ended in time left running is meant to run.
+        // A program that ended in time may leave others running.
         group.0 = None;
         let said = match tokio::time::timeout(TERMINATE, output).await {
             Ok(Ok((stdout, stderr))) => format!("{stdout}{stderr}"),

@@ -42,7 +42,7 @@ const LOCK: &str = "follow.lock";
 /// heard of within a week, and shows those that are silent for longer than a few of these.
 const REPORT_EVERY: Duration = Duration::from_secs(3600);
 
-/// What a device follows, and where it installs.
+/// A channel to follow, and the place where its releases are installed.
 #[derive(Clone)]
 pub struct FollowRequest {
     /// Product of the channel.

@@ -23,7 +23,7 @@ pub(super) struct Reporter {
     signer: ReportSigner,
     parents: Arc<Parents>,
     boot: Vec<u8>,
-    /// What was sent last, without number and time, and when.
+    /// The contents of the last report that was sent, without number and time, and when it was.
     sent: Option<(Running, Vec<Attempt>, Instant)>,
 }
 
@@ -54,19 +54,19 @@ impl Reporter {
             return;
         }
         match self.try_to_send(running.clone(), attempts.clone(), journal).await {
-            Ok(()) => self.sent = Some((running, attempts, Instant::now())),
-            Err(error) => {
-                tracing::debug!(error = %Chain(error.as_ref()), "the report reached nobody; trying again")
-            }
+            Ok(true) => self.sent = Some((running, attempts, Instant::now())),
+            Ok(false) => tracing::debug!("the report reached nobody; trying again"),
+            Err(error) => tracing::warn!(error = %Chain(error.as_ref()), "no report can be made"),
         }
     }
 
+    /// Makes and signs a report; returns whether a parent keeps it.
     async fn try_to_send(
         &self,
         running: Running,
         attempts: Vec<Attempt>,
         journal: &mut Journal,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let sequence = journal.next_sequence()?;
         let boot = self.boot.clone();
         let mut report = Report { sequence, at: unix_now(), boot, running: vec![running], attempts };
@@ -76,17 +76,6 @@ impl Reporter {
         }
         let signed = self.signer.sign(report)?;
         let question = report::question([&signed.bytes]);
-        let mut last = anyhow::anyhow!("no parent to report to");
-        for index in 0..self.parents.len() {
-            let asked = async {
-                Ok::<_, anyhow::Error>(self.parents.link(index).await?.metadata(question.clone()).await?)
-            };
-            match asked.await {
-                Ok(answer) if report::is_kept(&answer) => return Ok(()),
-                Ok(_) => last = anyhow::anyhow!("{} takes no reports", self.parents.address(index)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        Ok(self.parents.hand_over(&question).await)
     }
 }

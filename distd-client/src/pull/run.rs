@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::error::Chain;
+use distd_core::fleet::NodeStatement;
 use distd_core::fleet::rollout::{Held, RolloutDoc};
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Name;
@@ -78,8 +79,9 @@ impl Asked {
 /// the same time; receives nothing else.
 pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     let session = open(request).await?;
-    session.refresh_statement(request).await;
-    let (resolved, ()) = tokio::join!(resolve(&session, request), session.ask_capabilities(&request.wanted));
+    let statement = session.statement(request).await;
+    let asking = session.ask_capabilities(&request.wanted, statement.as_ref());
+    let (resolved, ()) = tokio::join!(resolve(&session, request, statement.as_ref()), asking);
     let resolved = resolved?;
     let step = check(request, &resolved)?;
     let metadata_bytes = received(&session);
@@ -97,7 +99,11 @@ async fn open(request: &PullRequest) -> anyhow::Result<Session> {
 }
 
 /// Resolves the wanted release.
-async fn resolve(session: &Session, request: &PullRequest) -> anyhow::Result<Resolved> {
+async fn resolve(
+    session: &Session,
+    request: &PullRequest,
+    statement: Option<&NodeStatement>,
+) -> anyhow::Result<Resolved> {
     let installed = match &request.installed {
         Installed::Remembered => downgrade::installed(request),
         Installed::Is(version) => version.clone(),
@@ -107,7 +113,7 @@ async fn resolve(session: &Session, request: &PullRequest) -> anyhow::Result<Res
         let passing = request.passing_failures.get(&rollout.id).copied().unwrap_or(0);
         failed.of(request.wanted.product(), &rollout.version).saturating_add(passing)
     };
-    let resolved = session.resolve(&request.wanted, installed.as_ref(), &failures).await?;
+    let resolved = session.resolve(&request.wanted, statement, installed.as_ref(), &failures).await?;
     if let Some(expected) = request.expected.as_ref().filter(|expected| **expected != resolved.version) {
         let error = anyhow!("{} is {} by now, not {expected}", request.wanted, resolved.version);
         return Err(Failure::new(Code::Conflict, error).next("run the same command again").into());
@@ -146,8 +152,8 @@ pub struct Look {
 /// As [`pull`].
 pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
     let session = open(request).await?;
-    session.refresh_statement(request).await;
-    let resolved = resolve(&session, request).await;
+    let statement = session.statement(request).await;
+    let resolved = resolve(&session, request, statement.as_ref()).await;
     session.close().await;
     let resolved = resolved?;
     let ahead = match check(request, &resolved) {

@@ -19,7 +19,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{MeterReading, Outbound, close_code};
-use distd_peer::parents::{Parents, ParentsError};
+use distd_peer::parents::Parents;
 use distd_peer::random;
 use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
@@ -124,56 +124,53 @@ impl Session {
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;
     }
 
-    /// Asks for this device's capabilities for the releases that `wanted` may lead to.
-    pub(super) async fn ask_capabilities(&self, wanted: &Wanted) {
-        let pinned = self.statement().and_then(|statement| pinned_target(&statement, wanted));
+    /// Asks for this device's capabilities for the releases to which `wanted` and a pin of the
+    /// device may lead.
+    pub(super) async fn ask_capabilities(&self, wanted: &Wanted, statement: Option<&NodeStatement>) {
+        let pinned = statement.and_then(|statement| pinned_target(statement, wanted));
         let targets = [wanted.target_name()].into_iter().chain(pinned).collect();
         self.parents.ask_capabilities(Vec::new(), targets).await;
     }
 
-    /// What the realm says about this device, as it was last told.
-    fn statement(&self) -> Option<NodeStatement> {
-        statement::kept(&self.data, &self.node, &self.ca).map(|(statement, _)| statement)
-    }
-
-    /// Asks the parents for the labels and pins of this device, if a channel is wanted and the last
-    /// ones are not fresh any more. While no parent answers, those that were told last hold.
-    pub(super) async fn refresh_statement(&self, request: &PullRequest) {
-        if !matches!(request.wanted, Wanted::Channel { .. }) {
-            return;
+    /// Returns the labels and pins of this device. Asks the parents for them, if a channel is
+    /// wanted and the last ones are not fresh any more; while no parent answers, those that came
+    /// last hold.
+    pub(super) async fn statement(&self, request: &PullRequest) -> Option<NodeStatement> {
+        let (has, age) = statement::kept(&self.data, &self.node, &self.ca).unzip();
+        let is_fresh = age.is_some_and(|age| age < request.labels_fresh);
+        if is_fresh || !matches!(request.wanted, Wanted::Channel { .. }) {
+            return has;
         }
-        let kept = statement::kept(&self.data, &self.node, &self.ca);
-        if kept.as_ref().is_some_and(|(_, age)| *age < request.labels_fresh) {
-            return;
-        }
-        let has = kept.map(|(statement, _)| statement);
         let question = StatementQuestion::new(self.node, has.as_ref().map(NodeStatement::digest)).encode();
         for index in 0..self.parents.len() {
-            let asked = async {
-                Ok::<_, ParentsError>(self.parents.link(index).await?.metadata(question.clone()).await?)
-            };
-            let Ok(answer) = asked.await else { continue };
-            let (data, node, ca) = (self.data.clone(), self.node, self.ca.clone());
-            let taking = move || statement::take(&answer, &data, &node, &ca, has.as_ref());
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(taking).await {
-                tracing::warn!(error = %Chain(&error), "the answer about this device's labels is not used");
+            let Ok(answer) = self.parents.ask(index, &question).await else { continue };
+            let (data, node, ca, had) = (self.data.clone(), self.node, self.ca.clone(), has.clone());
+            let taking = move || statement::take(&answer, &data, &node, &ca, had.as_ref());
+            match tokio::task::spawn_blocking(taking).await {
+                Ok(Ok(Some(newer))) => return Some(newer),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %Chain(&error), "the answer about this device's labels is not used");
+                }
+                Ok(Ok(None)) | Err(_) => {}
             }
-            return;
+            break;
         }
+        has
     }
 
-    /// Resolves `wanted` to a manifest by signed metadata. `installed` and `failures` say what this
-    /// device has and how often a release failed on it, for its part in a rollout.
+    /// Resolves `wanted` to a manifest by signed metadata. `statement`, `installed` and
+    /// `failures` say what this device is told about itself, what it has, and how often a release
+    /// failed on it.
     pub(super) async fn resolve(
         &self,
         wanted: &Wanted,
+        statement: Option<&NodeStatement>,
         installed: Option<&Name>,
         failures: &(dyn Fn(&RolloutDoc) -> u32 + Send + Sync),
     ) -> anyhow::Result<Resolved> {
-        let statement = self.statement();
-        let labels = statement.as_ref().map(NodeStatement::for_selectors);
+        let labels = statement.map(NodeStatement::for_selectors);
         let choose = |doc: &ChannelDoc| {
-            let pin = statement.as_ref().and_then(|statement| statement.pins.get(&doc.product));
+            let pin = statement.and_then(|statement| statement.pins.get(&doc.product));
             if let Some(pin) = pin {
                 let release = Chosen::Version(pin.clone());
                 return Choice { release, held: Some(Held::Pinned) };
@@ -187,8 +184,8 @@ impl Session {
                 Decision::Hold(held) => Choice { release: Chosen::OfChannel, held: Some(held) },
             }
         };
-        let also: Vec<_> =
-            statement.as_ref().and_then(|statement| pinned_target(statement, wanted)).into_iter().collect();
+        let pinned = statement.and_then(|statement| pinned_target(statement, wanted));
+        let also: Vec<_> = pinned.into_iter().collect();
         self.resolve_signed(wanted, &also, &choose).await
     }
 

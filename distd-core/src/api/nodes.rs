@@ -34,7 +34,7 @@ pub struct Node {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub reported: Option<i64>,
-    /// What it runs, by that report.
+    /// Releases that run on it, by that report.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub running: Vec<NodeRunning>,

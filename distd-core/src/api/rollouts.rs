@@ -34,7 +34,7 @@ pub struct NewRollout {
     /// Failures that halt the rollout: a number, or a share of the devices in open waves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halt_on: Option<String>,
-    /// What follows when the rollout halts.
+    /// Consequence of a halt for devices that have the release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_halt: Option<AfterHalt>,
     /// Number of attempts after which a device gives up.
@@ -131,7 +131,7 @@ pub struct Rollout {
     pub success: String,
     /// Failures that halt it.
     pub halt_on: String,
-    /// What follows when it halts.
+    /// Consequence of a halt for devices that have the release.
     #[cfg_attr(feature = "openapi", schema(value_type = AfterHalt))]
     pub after_halt: Word<AfterHalt>,
     /// Number of attempts after which a device gives up.
@@ -220,7 +220,8 @@ pub struct RolloutEvent {
 pub struct RolloutDetail {
     /// The rollout.
     pub rollout: Rollout,
-    /// What the first wave waits for: `time` or `patches`; null when it waits for neither.
+    /// The thing that the first wave waits for: `time` or `patches`; null when it waits for
+    /// neither.
     pub waits_for: Option<String>,
     /// Its waves, in order.
     pub waves: Vec<RolloutWave>,

@@ -23,7 +23,7 @@ const SIGNATURE_MAX: usize = 80;
 /// Domain separation of the signature.
 const DOMAIN: &[u8] = b"distd-node-v1\0";
 
-/// What the realm says about one node.
+/// Labels and pins of one node, as the realm has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatement {
     /// The node.

@@ -24,7 +24,7 @@ use crate::capabilities::Permit;
 use crate::clock::unix_now;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::{exchange_enroll, is_shut_out};
-use crate::parents::{Parents, ParentsError};
+use crate::parents::Parents;
 use crate::rates::Throttle;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
@@ -205,7 +205,7 @@ impl Relay {
                 continue;
             }
             let question = report::question(batch.iter().map(|(_, _, bytes)| bytes));
-            if self.hand_over(&question).await {
+            if self.parents.hand_over(&question).await {
                 let reports = reports.clone();
                 // A removal that fails is logged, and the report is sent again.
                 let _ = tokio::task::spawn_blocking(move || reports.taken(&batch)).await;
@@ -213,24 +213,6 @@ impl Relay {
                 tokio::time::sleep(REPORTS_AGAIN).await;
             }
         }
-    }
-
-    /// Hands reports to the first parent that keeps them; `false` when none does.
-    async fn hand_over(&self, question: &Bytes) -> bool {
-        for index in 0..self.parents.len() {
-            let asked = async {
-                Ok::<_, ParentsError>(self.parents.link(index).await?.metadata(question.clone()).await?)
-            };
-            match asked.await {
-                Ok(answer) if report::is_kept(&answer) => return true,
-                // A parent of an earlier release takes no reports.
-                Ok(_) => tracing::debug!(parent = self.parents.address(index), "the parent takes no reports"),
-                Err(error) => {
-                    tracing::debug!(parent = self.parents.address(index), error = %Chain(&error), "reports wait");
-                }
-            }
-        }
-        false
     }
 
     /// Answers an asker's question for its capabilities: from memory while they are fresh, and as

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 use super::identity::{IdentityError, NodeIdentity, node_id_of_spki};
 use super::tuf::wire::{Answer, Query};
 
-/// What the node's key signs before the report.
+/// Domain separation: the node's key signs these bytes before the report.
 const DOMAIN: &[u8] = b"distd-report-v1\0";
 
 /// SubjectPublicKeyInfo of an Ed25519 key, up to the key itself (RFC 8410).

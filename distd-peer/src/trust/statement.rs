@@ -97,9 +97,9 @@ pub fn kept(data: &Path, node: &NodeId, ca_der: &[u8]) -> Option<(NodeStatement,
     }
 }
 
-/// Takes the answer to a question for the statement about `node`: keeps a newer statement than
-/// `has` in the state directory `data`, and remembers that a parent was asked. Blocks: writes a
-/// file.
+/// Takes the answer to a question for the statement about `node`: keeps and returns a newer
+/// statement than `has` in the state directory `data`, and remembers that a parent was asked.
+/// Blocks: writes a file.
 ///
 /// # Errors
 /// [`StatementRefused`]; the statement so far stays.
@@ -109,7 +109,7 @@ pub fn take(
     node: &NodeId,
     ca_der: &[u8],
     has: Option<&NodeStatement>,
-) -> Result<(), StatementRefused> {
+) -> Result<Option<NodeStatement>, StatementRefused> {
     let answer = Answer::decode(answer)?;
     let file = |wanted: &str| answer.files.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes);
     let path = data.join(FILE_NAME);
@@ -120,12 +120,13 @@ pub fn take(
                 tracing::debug!(error = %Chain(&error), "the statement is asked for again soon");
             }
         }
-        return Ok(());
+        return Ok(None);
     };
     let statement = open(bytes, node, ca_der)?;
     // A relay may hand an earlier one out.
-    if has.is_none_or(|has| has.issued <= statement.issued) {
-        files::write_atomic(&path, bytes, 0o600)?;
+    if has.is_some_and(|has| has.issued > statement.issued) {
+        return Ok(None);
     }
-    Ok(())
+    files::write_atomic(&path, bytes, 0o600)?;
+    Ok(Some(statement))
 }

@@ -45,7 +45,7 @@ pub struct Follower {
 pub struct ReportRow {
     /// Time at which it came.
     pub received: UnixSeconds,
-    /// What the node runs.
+    /// Releases that run on the node.
     pub running: Vec<RunningRow>,
 }
 

@@ -32,8 +32,9 @@ pub(super) enum TakeReportsError {
 
 impl Origin {
     /// Takes reports that `peer` hands over: a device only its own, a relay those of its devices.
-    /// What is no report, or one of a node that is unknown or revoked, is dropped. Parts of a
-    /// report that are about channels for which the node has no right `report` are dropped too.
+    /// Bytes that are no report, and reports of a node that is unknown or revoked, are dropped.
+    /// Parts of a report that are about channels for which the node has no right `report` are
+    /// dropped too.
     ///
     /// # Errors
     /// [`TakeReportsError`]: the peer keeps its reports.

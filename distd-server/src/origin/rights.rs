@@ -75,7 +75,7 @@ impl Origin {
     /// Rights of a node on manifests of releases and patch sets, now, in the order given. A node
     /// that is revoked or unknown has none, and nobody has any on an unknown manifest.
     ///
-    /// Three statements for up to 64 manifests, while groups and grants are the same.
+    /// Four statements for up to 64 manifests, while groups and grants are the same.
     ///
     /// # Errors
     /// [`DbError`].

@@ -107,7 +107,7 @@ pub struct RolloutDoc {
     pub requires: Vec<Name>,
 }
 
-/// What a device knows about itself when it decides.
+/// A device's knowledge of itself, on which it decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Device<'a> {
     /// Its node id.

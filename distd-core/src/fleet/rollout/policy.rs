@@ -24,7 +24,7 @@ pub const PATCH_WAIT_MAX: u64 = 7 * 24 * 3600;
 /// Latest time before which a rollout may be told to open no wave, unix seconds.
 pub const NOT_BEFORE_MAX: u64 = 1 << 40;
 
-/// What follows when a rollout halts.
+/// Consequence of a halt for devices that have the release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -47,7 +47,7 @@ pub struct Policy {
     pub attempts: u32,
     /// Time after which an attempt has failed, seconds.
     pub timeout: u64,
-    /// What follows when the rollout halts.
+    /// Consequence of a halt for devices that have the release.
     pub after_halt: AfterHalt,
     /// Time before which no wave opens, unix seconds.
     pub not_before: Option<u64>,
