@@ -1,10 +1,12 @@
 //! Rollouts of releases to channels, in waves.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use super::Word;
 use crate::fleet::report::AttemptState;
-use crate::fleet::rollout::AfterHalt;
+use crate::fleet::rollout::{AfterHalt, RolloutState};
 
 /// Most failures that the answer about a rollout lists.
 pub const ROLLOUT_FAILURES_MAX: usize = 100;
@@ -100,8 +102,44 @@ pub enum RolloutStage {
     Complete,
     /// Devices were ordered back to the release of the channel.
     RolledBack,
-    /// The channel was set, or another rollout began, while it was halted.
+    /// The channel was set or removed, or another rollout began.
     Superseded,
+}
+
+impl RolloutStage {
+    /// All states.
+    pub const ALL: [Self; 6] =
+        [Self::Open, Self::Paused, Self::Halted, Self::Complete, Self::RolledBack, Self::Superseded];
+
+    /// Word for the state in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+            Self::Complete => "complete",
+            Self::RolledBack => "rolled_back",
+            Self::Superseded => "superseded",
+        }
+    }
+
+    /// The state as devices see it; `None` for a rollout that has ended.
+    pub fn as_seen(self) -> Option<RolloutState> {
+        match self {
+            Self::Open => Some(RolloutState::Open),
+            Self::Paused => Some(RolloutState::Paused),
+            Self::Halted => Some(RolloutState::Halted),
+            Self::Complete | Self::RolledBack | Self::Superseded => None,
+        }
+    }
+}
+
+impl FromStr for RolloutStage {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|stage| stage.as_str() == s).ok_or(())
+    }
 }
 
 /// A rollout.

@@ -55,7 +55,9 @@ impl<T: Serialize> fmt::Display for Word<T> {
 
 #[cfg(test)]
 mod tests {
-    use crate::api::{GrantState, JoinTokenState, PatchSetState, ReleaseKind, Scope, TokenState};
+    use crate::api::{
+        GrantState, JoinTokenState, PatchSetState, ReleaseKind, RolloutStage, Scope, TokenState,
+    };
     use crate::fleet::Right;
     use crate::role::Role;
 
@@ -101,6 +103,9 @@ mod tests {
         }
         for state in PatchSetState::ALL {
             stands_for(state.as_str(), state);
+        }
+        for stage in RolloutStage::ALL {
+            stands_for(stage.as_str(), stage);
         }
     }
 

@@ -56,7 +56,7 @@ pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
-pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, Stage, WaveRow};
+pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
 pub use withdraw::{Withdraw, WithdrawalTx};
 

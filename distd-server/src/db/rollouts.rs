@@ -8,62 +8,19 @@
 //!
 //! Table `rollout_events`: every change, with its token or the origin.
 
-use distd_core::fleet::rollout::{AfterHalt, Gate, Policy, RolloutId, RolloutState, Threshold};
+pub use distd_core::api::RolloutStage;
+use distd_core::api::Word;
+use distd_core::fleet::rollout::{Gate, Policy, RolloutId, Threshold};
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
-use sqlx::{Any, Transaction};
+use sqlx::{Any, Executor, Transaction};
 
 use super::moves::{self, MoveBy};
 use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed, releases};
 
-/// State of a rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Waves open one after the other.
-    Open,
-    /// An operator stopped it for a while.
-    Paused,
-    /// It was stopped because of failures, or by an operator.
-    Halted,
-    /// Every wave succeeded, and the channel points to the release.
-    Complete,
-    /// Devices were ordered back to the release of the channel.
-    RolledBack,
-    /// The channel was set, or another rollout began, while it was halted.
-    Superseded,
-}
-
-impl Stage {
-    const ALL: [Self; 6] =
-        [Self::Open, Self::Paused, Self::Halted, Self::Complete, Self::RolledBack, Self::Superseded];
-
-    /// The state as a word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Paused => "paused",
-            Self::Halted => "halted",
-            Self::Complete => "complete",
-            Self::RolledBack => "rolled_back",
-            Self::Superseded => "superseded",
-        }
-    }
-
-    /// The state as devices see it; `None` for a rollout that has ended.
-    pub fn as_seen(self) -> Option<RolloutState> {
-        match self {
-            Self::Open => Some(RolloutState::Open),
-            Self::Paused => Some(RolloutState::Paused),
-            Self::Halted => Some(RolloutState::Halted),
-            Self::Complete | Self::RolledBack | Self::Superseded => None,
-        }
-    }
-
-    fn read(text: &str) -> Result<Self, sqlx::Error> {
-        Self::ALL.into_iter().find(|stage| stage.as_str() == text).ok_or_else(|| impossible("state"))
-    }
-}
+/// Condition on the state of a rollout that has not ended.
+pub(super) const UNDER_WAY: &str = "state IN ('open', 'paused', 'halted')";
 
 /// One rollout.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +36,7 @@ pub struct RolloutRow {
     /// Version that the channel pointed to when it began.
     pub from: Name,
     /// Its state.
-    pub stage: Stage,
+    pub stage: RolloutStage,
     /// Why it is in this state; empty where nothing needs saying.
     pub reason: String,
     /// Its policy.
@@ -158,7 +115,7 @@ fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
         channel: row.parsed("channel")?,
         version: row.parsed("version")?,
         from: row.parsed("from_version")?,
-        stage: Stage::read(&row.text("state")?)?,
+        stage: row.parsed("state")?,
         reason: row.text("reason")?,
         policy: Policy {
             waves: row.parsed("waves")?,
@@ -169,10 +126,9 @@ fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
             },
             attempts: row.number32("attempts")?,
             timeout: row.number("timeout")?,
-            after_halt: match row.text("after_halt")?.as_str() {
-                "stay" => AfterHalt::Stay,
-                "back" => AfterHalt::Back,
-                _ => return Err(impossible("after_halt")),
+            after_halt: match Word::from_text(&row.text("after_halt")?) {
+                Word::Known(after_halt) => after_halt,
+                Word::Other(_) => return Err(impossible("after_halt")),
             },
             not_before: row.number_or_none("not_before")?,
             selector: row.text_or_none("selector")?.map(|_| row.parsed("selector")).transpose()?,
@@ -233,6 +189,21 @@ async fn count_change(
     Ok(done.rows_affected() == 1)
 }
 
+/// The rollout of a channel that has not ended.
+async fn under_way<'e>(
+    on: impl Executor<'e, Database = Any>,
+    product: &Name,
+    channel: &Name,
+) -> Result<Option<RolloutRow>, sqlx::Error> {
+    let sql = format!("SELECT {COLUMNS} FROM rollouts WHERE product = $1 AND channel = $2 AND {UNDER_WAY}");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .fetch_optional(on)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
 impl Db {
     /// Begins a rollout; a halted one of the same channel is superseded.
     ///
@@ -266,22 +237,13 @@ impl Db {
         if highest.is_some_and(|highest| sequence < highest) {
             return Ok(BeginRollout::Older);
         }
-        let sql = format!(
-            "SELECT {COLUMNS} FROM rollouts WHERE product = $1 AND channel = $2 AND state IN ('open', 'paused', 'halted')"
-        );
-        let active = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(product.to_string())
-            .bind(channel.to_string())
-            .fetch_optional(&mut *tx)
-            .await
-            .and_then(|row| row.as_ref().map(read).transpose())
-            .map_err(failed(what))?;
+        let active = under_way(&mut *tx, product, channel).await.map_err(failed(what))?;
         if let Some(active) = active {
-            if active.stage != Stage::Halted {
+            if active.stage != RolloutStage::Halted {
                 return Ok(BeginRollout::UnderWay(Box::new(active)));
             }
             let reason = format!("a rollout of {version} began");
-            enter_stage(&mut tx, &active.id, Stage::Superseded, &reason, by, now)
+            enter_stage(&mut tx, &active.id, RolloutStage::Superseded, &reason, by, now)
                 .await
                 .map_err(failed(what))?;
         }
@@ -295,10 +257,6 @@ impl Db {
         .execute(&mut *tx)
         .await
         .map_err(failed(what))?;
-        let after_halt = match policy.after_halt {
-            AfterHalt::Stay => "stay",
-            AfterHalt::Back => "back",
-        };
         sqlx::query(
             "INSERT INTO rollouts (id, product, channel, version, from_version, state, reason, waves, soak, success, \
              halt_on, attempts, timeout, after_halt, not_before, selector, requires, patch_wait, forgiven, \
@@ -316,7 +274,7 @@ impl Db {
         .bind(policy.gate.halt_on.to_string())
         .bind(i64::from(policy.attempts))
         .bind(signed(policy.timeout))
-        .bind(after_halt)
+        .bind(Word::from(policy.after_halt).to_string())
         .bind(policy.not_before.map(signed))
         .bind(policy.selector.as_ref().map(ToString::to_string))
         .bind(requires_text(&policy.requires))
@@ -344,7 +302,7 @@ impl Db {
             channel: (*channel).clone(),
             version: (*version).clone(),
             from,
-            stage: Stage::Open,
+            stage: RolloutStage::Open,
             reason: String::new(),
             policy: (*policy).clone(),
             forgiven: 0,
@@ -403,7 +361,7 @@ impl Db {
     pub async fn set_rollout_stage(
         &self,
         row: &RolloutRow,
-        stage: Stage,
+        stage: RolloutStage,
         reason: &str,
         by: &MoveBy,
         now: UnixSeconds,
@@ -482,15 +440,7 @@ impl Db {
         product: &Name,
         channel: &Name,
     ) -> Result<Option<RolloutRow>, DbError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM rollouts WHERE product = $1 AND channel = $2 AND state IN ('open', 'paused', 'halted')"
-        );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(product.to_string())
-            .bind(channel.to_string())
-            .fetch_optional(&self.pool)
-            .await;
-        row.and_then(|row| row.as_ref().map(read).transpose()).map_err(failed("read the rollout"))
+        under_way(&self.pool, product, channel).await.map_err(failed("read the rollout"))
     }
 
     /// Versions that rollouts under way require, each with product and channel.
@@ -498,12 +448,9 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub(super) async fn versions_required(&self) -> Result<Vec<(Name, Name, Vec<Name>)>, DbError> {
-        let rows = sqlx::query(
-            "SELECT product, channel, requires FROM rollouts WHERE state IN ('open', 'paused', 'halted') \
-             AND requires <> ''",
-        )
-        .fetch_all(&self.pool)
-        .await;
+        let sql =
+            format!("SELECT product, channel, requires FROM rollouts WHERE {UNDER_WAY} AND requires <> ''");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
         let required = |row: &AnyRow| {
             Ok((row.parsed("product")?, row.parsed("channel")?, names(&row.text("requires")?)?))
         };
@@ -526,9 +473,7 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn rollouts_under_way(&self) -> Result<Vec<RolloutRow>, DbError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM rollouts WHERE state IN ('open', 'paused', 'halted') ORDER BY created, id"
-        );
+        let sql = format!("SELECT {COLUMNS} FROM rollouts WHERE {UNDER_WAY} ORDER BY created, id");
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the rollouts"))
     }
@@ -596,7 +541,7 @@ impl Db {
 async fn enter_stage(
     tx: &mut Transaction<'static, Any>,
     id: &RolloutId,
-    stage: Stage,
+    stage: RolloutStage,
     reason: &str,
     by: &MoveBy,
     now: UnixSeconds,
@@ -608,6 +553,6 @@ async fn enter_stage(
         .bind(id.to_string())
         .execute(&mut **tx)
         .await?;
-    let event = if stage == Stage::Open { "resumed" } else { stage.as_str() };
+    let event = if stage == RolloutStage::Open { "resumed" } else { stage.as_str() };
     add_event(tx, id, (event, reason), by, now).await
 }

@@ -9,6 +9,7 @@ use distd_core::{ChunkId, ManifestId};
 use super::bulk::{LIST_MAX, padded, padded_len};
 use super::ids::IdTx;
 use super::releases::{self, ReleaseRow};
+use super::rollouts::UNDER_WAY;
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -46,17 +47,18 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         let mut tx = self.begin_write().await?;
-        let rows = sqlx::query(
+        let sql = format!(
             "SELECT channel FROM channels WHERE product = $1 AND version = $2 UNION SELECT channel FROM rollouts \
-             WHERE product = $3 AND version = $4 AND state IN ('open', 'paused', 'halted') ORDER BY channel",
-        )
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed(WHAT))?;
+             WHERE product = $3 AND version = $4 AND {UNDER_WAY} ORDER BY channel"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(WHAT))?;
         let channels: Result<Vec<Name>, _> = rows.iter().map(|row| row.parsed("channel")).collect();
         let channels = channels.map_err(failed(WHAT))?;
         if !channels.is_empty() {

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
     NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUTS_MAX, Rollout, RolloutDetail, RolloutEvent,
-    RolloutFailure, RolloutList, RolloutOrder, RolloutVerb, RolloutWave, Word,
+    RolloutFailure, RolloutList, RolloutOrder, RolloutWave,
 };
 use distd_core::fleet::SelectorError;
 use distd_core::fleet::report::{AttemptState, SourceBytes};
@@ -38,7 +38,7 @@ fn rollout(row: &RolloutRow) -> Rollout {
         channel: row.channel.to_string(),
         version: row.version.to_string(),
         from: row.from.to_string(),
-        state: Word::from_text(row.stage.as_str()),
+        state: row.stage.into(),
         reason: row.reason.clone(),
         waves: policy.waves.to_string(),
         soak: policy.gate.soak,
@@ -255,12 +255,7 @@ pub(super) async fn order(
     }
     let reason = shown(&wanted.reason, ROLLOUT_REASON_MAX);
     known_channel(&app, &product, &channel).await?;
-    let order = match wanted.order {
-        RolloutVerb::Pause => origin::RolloutOrder::Pause,
-        RolloutVerb::Resume => origin::RolloutOrder::Resume,
-        RolloutVerb::Halt => origin::RolloutOrder::Halt,
-        RolloutVerb::Rollback => origin::RolloutOrder::RollBack,
-    };
+    let order = wanted.order;
     let at = app.clone();
     let work = app.detached(async move {
         Ok(at.origin.order_rollout(&product, &channel, order, &reason, &caller.mover()).await?)

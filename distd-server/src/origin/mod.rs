@@ -48,7 +48,7 @@ pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
 pub use rights::NodeRights;
-pub use rollouts::{RolloutError, RolloutOrder, RolloutStatus, WaveStatus};
+pub use rollouts::{RolloutError, RolloutStatus, WaveStatus};
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 

@@ -6,7 +6,7 @@ use distd_core::fleet::report::{
 };
 use distd_core::fleet::rollout::{AfterHalt, Held, Policy, RolloutId, Threshold};
 use distd_core::names::Name;
-use distd_server::db::{BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, Stage};
+use distd_server::db::{BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage};
 
 use super::*;
 
@@ -123,7 +123,7 @@ on_every_back_end! {
         let before = counter(world).await;
         let row = begun(world, 1, "3").await;
         assert_eq!(counter(world).await, before + 1, "the channel's document has changed");
-        assert_eq!((row.from.as_str(), row.stage), ("2", Stage::Open));
+        assert_eq!((row.from.as_str(), row.stage), ("2", RolloutStage::Open));
         assert_eq!(begin(world, 2, "stable", "3").await, BeginRollout::UnderWay(Box::new(row.clone())));
         assert_eq!(world.db.rollout(&row.id).await.expect("asked"), Some(row.clone()));
         assert_eq!(world.db.rollouts_under_way().await.expect("list"), std::slice::from_ref(&row));
@@ -144,9 +144,9 @@ on_every_back_end! {
         assert!(world.db.open_wave(&row, 0, "", NOW + 1).await.expect("opens"));
         assert_eq!(world.db.rollouts_unsigned().await.expect("list"), channel);
         assert!(!world.db.open_wave(&row, 0, "", NOW + 2).await.expect("asked"));
-        assert!(world.db.set_rollout_stage(&row, Stage::Paused, "lunch", &by(), NOW + 3).await.expect("set"));
+        assert!(world.db.set_rollout_stage(&row, RolloutStage::Paused, "lunch", &by(), NOW + 3).await.expect("set"));
         assert!(!world.db.open_wave(&row, 1, "", NOW + 4).await.expect("asked"));
-        let stale = world.db.set_rollout_stage(&row, Stage::Complete, "", &by(), NOW + 4).await.expect("asked");
+        let stale = world.db.set_rollout_stage(&row, RolloutStage::Complete, "", &by(), NOW + 4).await.expect("asked");
         assert!(!stale, "an operator was faster");
         let waves = world.db.rollout_waves(&row.id).await.expect("waves");
         let opened: Vec<_> = waves.iter().map(|wave| (wave.upto.0, wave.opened)).collect();
@@ -156,11 +156,11 @@ on_every_back_end! {
         let used = world.db.mark_withdrawn(&name("os"), &name("3"), NOW).await.expect("asked");
         assert_eq!(used, Withdraw::InUse(vec![name("stable")]));
         let paused = world.db.rollout(&row.id).await.expect("asked").expect("the rollout");
-        world.db.set_rollout_stage(&paused, Stage::Halted, "2 failed", &by(), NOW + 5).await.expect("set");
+        world.db.set_rollout_stage(&paused, RolloutStage::Halted, "2 failed", &by(), NOW + 5).await.expect("set");
         world.db.forgive_failures(&row.id, 2).await.expect("recorded");
         let second = begun(world, 2, "3").await;
         let first = world.db.rollout(&row.id).await.expect("asked").expect("the rollout");
-        assert_eq!((first.stage, first.forgiven), (Stage::Superseded, 2));
+        assert_eq!((first.stage, first.forgiven), (RolloutStage::Superseded, 2));
         let under_way = world.db.rollout_under_way(&name("os"), &name("stable")).await.expect("asked");
         assert_eq!(under_way, Some(second.clone()));
         let listed = world.db.rollouts_of(&name("os"), &name("stable"), 9).await.expect("list");
@@ -171,7 +171,7 @@ on_every_back_end! {
             events,
             [("started", "me"), ("opened", ""), ("paused", "me"), ("halted", "me"), ("superseded", "me")]
         );
-        world.db.set_rollout_stage(&second, Stage::RolledBack, "", &by(), NOW + 6).await.expect("set");
+        world.db.set_rollout_stage(&second, RolloutStage::RolledBack, "", &by(), NOW + 6).await.expect("set");
         assert_eq!(world.db.rollouts_under_way().await.expect("list"), []);
         assert!(matches!(
             world.db.mark_withdrawn(&name("os"), &name("3"), NOW).await.expect("asked"),

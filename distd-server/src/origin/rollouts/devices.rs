@@ -8,6 +8,7 @@ use distd_core::fleet::report::AttemptState;
 use distd_core::fleet::rollout::{Held, RolloutId, WaveCounts, point, wave_of};
 use distd_core::names::Name;
 use distd_core::role::Role;
+use distd_peer::clock::unix_now;
 
 use super::WaveStatus;
 use crate::db::{DbError, Follower, RolloutRow, WaveRow};
@@ -90,6 +91,13 @@ pub(super) fn commonest<'a>(followers: &'a [Follower], but: &Name) -> Vec<&'a Na
 }
 
 impl Origin {
+    /// The nodes that a rollout is for now, each with its attempt.
+    pub(super) async fn followers_of(&self, row: &RolloutRow) -> Result<Vec<Follower>, DbError> {
+        let RolloutRow { product, channel, version, policy, .. } = row;
+        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
+        self.followers(chosen, Some(&row.id), unix_now()).await
+    }
+
     /// The nodes that a rollout is for at `now` (unix seconds): those that follow the channel, have
     /// the labels, and are pinned to no other version.
     pub(super) async fn followers(

@@ -5,6 +5,7 @@ mod devices;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use distd_core::api::RolloutVerb;
 use distd_core::error::Chain;
 use distd_core::fleet::rollout::{
     AfterHalt, Policy, PolicyError, ROLLOUT_FORM, RolloutDoc, RolloutId, RolloutState, Step, Threshold,
@@ -20,7 +21,7 @@ use self::devices::{Chosen, commonest, count};
 use super::{Origin, OwnerError, SetChannelError, signed};
 use crate::db::{
     BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout, PatchSetState, RolloutRow,
-    SetChannelOutcome, Stage, WaveRow,
+    RolloutStage, SetChannelOutcome, WaveRow,
 };
 use crate::tuf::PublishError;
 
@@ -103,7 +104,7 @@ pub enum RolloutError {
     #[error("the rollout is {}, so it cannot be {order}", stage.as_str())]
     Stage {
         /// State of the rollout.
-        stage: Stage,
+        stage: RolloutStage,
         /// The order, as a participle.
         order: &'static str,
     },
@@ -120,19 +121,6 @@ pub enum RolloutError {
     /// next looks.
     #[error("could not publish the rollout")]
     Publish(#[from] PublishError),
-}
-
-/// An operator's order about a rollout that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RolloutOrder {
-    /// No device begins until the rollout is resumed.
-    Pause,
-    /// Goes on after a pause or a halt.
-    Resume,
-    /// No device begins.
-    Halt,
-    /// Ends the rollout: devices that have the release go back to the release of the channel.
-    RollBack,
 }
 
 /// A rollout with the counts of its waves.
@@ -158,18 +146,18 @@ impl RolloutRow {
     }
 }
 
-/// Patch sets to the release of a rollout, as text for an operator.
-enum Patches {
-    /// Some are not made yet.
-    Waiting(Vec<String>),
-    /// Each is made, has failed, or saves nothing.
-    Ended(Vec<String>),
+/// Patch sets to the release of a rollout.
+#[derive(Default)]
+struct Patches {
+    /// Text about each, for an operator.
+    sets: Vec<String>,
+    /// Whether some are not made yet.
+    is_waiting: bool,
 }
 
 impl Patches {
-    fn note(self) -> String {
-        let (Self::Waiting(sets) | Self::Ended(sets)) = self;
-        if sets.is_empty() { String::new() } else { format!("; patches {}", sets.join(", ")) }
+    fn note(&self) -> String {
+        if self.sets.is_empty() { String::new() } else { format!("; patches {}", self.sets.join(", ")) }
     }
 }
 
@@ -258,57 +246,49 @@ impl Origin {
     }
 
     /// State of the patch sets from the releases that most devices of a rollout run.
-    async fn patches_for(&self, row: &RolloutRow) -> Result<Patches, DbError> {
+    async fn patches_for(&self, row: &RolloutRow, followers: &[Follower]) -> Result<Patches, DbError> {
+        let mut patches = Patches::default();
         if !self.patches.options().enabled {
-            return Ok(Patches::Ended(Vec::new()));
+            return Ok(patches);
         }
-        let Some(release) = self.db.release(&row.product, &row.version).await? else {
-            return Ok(Patches::Ended(Vec::new()));
-        };
-        let chosen = Chosen {
-            product: &row.product,
-            channel: &row.channel,
-            version: &row.version,
-            selector: row.policy.selector.as_ref(),
-        };
-        let followers = self.followers(chosen, Some(&row.id), unix_now()).await?;
+        let Some(release) = self.db.release(&row.product, &row.version).await? else { return Ok(patches) };
         let sets = self.db.patch_sets(&row.product).await?;
-        let (mut waiting, mut ended) = (Vec::new(), Vec::new());
-        for version in commonest(&followers, &row.version) {
+        for version in commonest(followers, &row.version) {
             let Some(old) = self.db.release(&row.product, version).await? else { continue };
             let set = sets.iter().find(|set| set.key.from == old.manifest && set.key.to == release.manifest);
-            match set {
-                Some(set) if matches!(set.state, PatchSetState::Queued | PatchSetState::Building) => {
-                    waiting.push(version.clone());
-                    ended.push(format!("none from {version} in time"));
+            // The same bytes, or a release that came later.
+            let Some(set) = set else { continue };
+            patches.sets.push(match set.state {
+                PatchSetState::Queued | PatchSetState::Building => {
+                    patches.is_waiting = true;
+                    format!("none from {version} in time")
                 }
-                Some(set) if set.state == PatchSetState::Failed => {
+                PatchSetState::Failed => {
                     let why = set.error.as_deref().unwrap_or("unknown reason");
-                    ended.push(format!("none from {version} ({})", shown(why, PATCH_ERROR_MAX)));
+                    format!("none from {version} ({})", shown(why, PATCH_ERROR_MAX))
                 }
-                Some(set) if set.set.is_none() => ended.push(format!("none from {version} (nothing saved)")),
-                Some(_) => ended.push(format!("from {version}")),
-                // The same bytes, or a release that came later.
-                None => {}
-            }
+                PatchSetState::Ready if set.set.is_none() => format!("none from {version} (nothing saved)"),
+                PatchSetState::Ready => format!("from {version}"),
+            });
         }
-        Ok(if waiting.is_empty() { Patches::Ended(ended) } else { Patches::Waiting(ended) })
+        Ok(patches)
     }
 
-    /// What an open rollout without an open wave waits for, as a word; `None` when it waits for
-    /// nothing but the next look.
+    /// The thing that an open rollout without an open wave waits for, as a word; `None` when it
+    /// waits for nothing but the next look.
     ///
     /// # Errors
     /// [`DbError`].
     pub async fn rollout_waits_for(&self, status: &RolloutStatus) -> Result<Option<&'static str>, DbError> {
         let row = &status.row;
-        if row.stage != Stage::Open || status.waves.iter().any(|wave| wave.row.opened.is_some()) {
+        if row.stage != RolloutStage::Open || status.waves.iter().any(|wave| wave.row.opened.is_some()) {
             return Ok(None);
         }
         if row.policy.not_before.is_some_and(|time| unix_now() < time) {
             return Ok(Some("time"));
         }
-        Ok(matches!(self.patches_for(row).await?, Patches::Waiting(_)).then_some("patches"))
+        let patches = self.patches_for(row, &self.followers_of(row).await?).await?;
+        Ok(patches.is_waiting.then_some("patches"))
     }
 
     /// Carries an operator's order about the rollout of a channel out, in the name of `by`.
@@ -319,7 +299,7 @@ impl Origin {
         &self,
         product: &Name,
         channel: &Name,
-        order: RolloutOrder,
+        order: RolloutVerb,
         reason: &str,
         by: &MoveBy,
     ) -> Result<RolloutStatus, RolloutError> {
@@ -327,13 +307,19 @@ impl Origin {
         let turn = self.publishing.lock().await;
         let none = || RolloutError::NoneUnderWay { product: product.clone(), channel: channel.clone() };
         let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
-        let (from, to, participle): (&[Stage], Stage, &'static str) = match order {
-            RolloutOrder::Pause => (&[Stage::Open], Stage::Paused, "paused"),
-            RolloutOrder::Resume => (&[Stage::Paused, Stage::Halted], Stage::Open, "resumed"),
-            RolloutOrder::Halt => (&[Stage::Open, Stage::Paused], Stage::Halted, "halted"),
-            RolloutOrder::RollBack => {
-                (&[Stage::Open, Stage::Paused, Stage::Halted], Stage::RolledBack, "rolled back")
+        let (from, to, participle): (&[RolloutStage], RolloutStage, &'static str) = match order {
+            RolloutVerb::Pause => (&[RolloutStage::Open], RolloutStage::Paused, "paused"),
+            RolloutVerb::Resume => {
+                (&[RolloutStage::Paused, RolloutStage::Halted], RolloutStage::Open, "resumed")
             }
+            RolloutVerb::Halt => {
+                (&[RolloutStage::Open, RolloutStage::Paused], RolloutStage::Halted, "halted")
+            }
+            RolloutVerb::Rollback => (
+                &[RolloutStage::Open, RolloutStage::Paused, RolloutStage::Halted],
+                RolloutStage::RolledBack,
+                "rolled back",
+            ),
         };
         if row.stage == to {
             // The order again: what it says may not be signed yet.
@@ -343,11 +329,11 @@ impl Origin {
         if !from.contains(&row.stage) {
             return Err(RolloutError::Stage { stage: row.stage, order: participle });
         }
-        if to == Stage::Open {
+        if to == RolloutStage::Open {
             // Devices stood still meanwhile.
             self.db.restart_attempts(&row.id, signed(unix_now())).await?;
         }
-        if row.stage == Stage::Halted && to == Stage::Open {
+        if row.stage == RolloutStage::Halted && to == RolloutStage::Open {
             // The operator knows of these failures.
             let failed = self.rollout_status(&row).await?.failed();
             self.db.forgive_failures(&row.id, failed).await?;
@@ -364,7 +350,7 @@ impl Origin {
     async fn enter_stage(
         &self,
         row: &RolloutRow,
-        stage: Stage,
+        stage: RolloutStage,
         reason: &str,
         by: &MoveBy,
     ) -> Result<(), RolloutError> {
@@ -373,8 +359,10 @@ impl Origin {
         // The channel moves first. Cut off in between, the rollout is as it was: the origin takes
         // its step again, and an operator gives the order again.
         let moves = match stage {
-            Stage::RolledBack => self.db.channel(product, channel).await?.map(|row| (row.version, true)),
-            Stage::Complete => Some((version.clone(), false)),
+            RolloutStage::RolledBack => {
+                self.db.channel(product, channel).await?.map(|row| (row.version, true))
+            }
+            RolloutStage::Complete => Some((version.clone(), false)),
             _ => None,
         };
         let (mut stage, mut reason) = (stage, reason);
@@ -383,7 +371,7 @@ impl Origin {
             match self.db.set_channel(wanted, by, now).await? {
                 SetChannelOutcome::Set { .. } | SetChannelOutcome::Unchanged(_) => {}
                 SetChannelOutcome::Older { .. } | SetChannelOutcome::UnknownRelease => {
-                    (stage, reason) = (Stage::Halted, "the channel could not be moved to the release");
+                    (stage, reason) = (RolloutStage::Halted, "the channel could not be moved to the release");
                 }
             }
         }
@@ -409,7 +397,7 @@ impl Origin {
         by: &MoveBy,
     ) -> Result<(), DbError> {
         if let Some(row) = self.db.rollout_under_way(product, channel).await? {
-            self.db.set_rollout_stage(&row, Stage::Superseded, reason, by, signed(unix_now())).await?;
+            self.db.set_rollout_stage(&row, RolloutStage::Superseded, reason, by, signed(unix_now())).await?;
         }
         Ok(())
     }
@@ -422,7 +410,7 @@ impl Origin {
         channel: &Name,
     ) -> Result<(), SetChannelError> {
         match self.db.rollout_under_way(product, channel).await? {
-            Some(row) if row.stage != Stage::Halted => {
+            Some(row) if row.stage != RolloutStage::Halted => {
                 let (product, channel) = (product.clone(), channel.clone());
                 Err(SetChannelError::RolloutUnderWay { product, channel, version: row.version })
             }
@@ -436,9 +424,9 @@ impl Origin {
         let (product, channel) = (&doc.product, &doc.channel);
         let Some(row) = self.db.rollout_under_way(product, channel).await? else { return Ok(()) };
         let stage = match doc.rollout.as_ref().filter(|signed_as| signed_as.id == row.id) {
-            None => Stage::Superseded,
-            Some(signed_as) if row.stage == Stage::Open && signed_as.state != RolloutState::Open => {
-                Stage::Halted
+            None => RolloutStage::Superseded,
+            Some(signed_as) if row.stage == RolloutStage::Open && signed_as.state != RolloutState::Open => {
+                RolloutStage::Halted
             }
             Some(_) => return Ok(()),
         };
@@ -453,11 +441,12 @@ impl Origin {
     /// # Errors
     /// [`DbError`].
     pub async fn rollout_status(&self, row: &RolloutRow) -> Result<RolloutStatus, DbError> {
+        self.count_waves(row, &self.followers_of(row).await?).await
+    }
+
+    async fn count_waves(&self, row: &RolloutRow, followers: &[Follower]) -> Result<RolloutStatus, DbError> {
         let waves = self.db.rollout_waves(&row.id).await?;
-        let RolloutRow { product, channel, version, policy, .. } = row;
-        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
-        let followers = self.followers(chosen, Some(&row.id), unix_now()).await?;
-        Ok(RolloutStatus { waves: count(row, &waves, &followers), row: row.clone() })
+        Ok(RolloutStatus { waves: count(row, &waves, followers), row: row.clone() })
     }
 
     /// What is signed about the rollout of a channel; `None` when none is under way.
@@ -495,7 +484,7 @@ impl Origin {
             if let Err(error) = self.sign_rollouts().await {
                 tracing::error!(error = %Chain(&error), "a change of a rollout is not signed yet; trying again");
             }
-            for row in rows.iter().filter(|row| row.stage == Stage::Open) {
+            for row in rows.iter().filter(|row| row.stage == RolloutStage::Open) {
                 match self.step_rollout(row).await {
                     Ok(()) => drop(failing.remove(&row.id)),
                     // Once a rollout, not at each look.
@@ -531,7 +520,7 @@ impl Origin {
         self.owner.check().await?;
         let now = unix_now();
         // An operator may have been faster.
-        let Some(row) = self.db.rollout(&row.id).await?.filter(|row| row.stage == Stage::Open) else {
+        let Some(row) = self.db.rollout(&row.id).await?.filter(|row| row.stage == RolloutStage::Open) else {
             return Ok(());
         };
         if row.policy.not_before.is_some_and(|time| now < time) {
@@ -540,10 +529,13 @@ impl Origin {
         // The end was cut off after the channel had moved.
         let channel = self.db.channel(&row.product, &row.channel).await?;
         if channel.is_some_and(|channel| channel.version == row.version) {
-            return self.enter_stage(&row, Stage::Complete, "every wave succeeded", &MoveBy::origin()).await;
+            return self
+                .enter_stage(&row, RolloutStage::Complete, "every wave succeeded", &MoveBy::origin())
+                .await;
         }
         self.db.time_out_attempts(&row.id, row.policy.timeout, signed(now)).await?;
-        let status = self.rollout_status(&row).await?;
+        let followers = self.followers_of(&row).await?;
+        let status = self.count_waves(&row, &followers).await?;
         let forgiven = row.forgiven.min(status.failed());
         if forgiven < row.forgiven {
             // Devices that had failed have succeeded since: other failures count in full.
@@ -556,14 +548,13 @@ impl Origin {
         match next_step(&row.policy.gate, forgiven, &opened, &counts, now) {
             Step::Wait(_) => Ok(()),
             Step::Open(wave) => {
-                let note = match wave {
-                    0 => match self.patches_for(&row).await? {
-                        Patches::Waiting(_) if now < row.patches_until() => return Ok(()),
-                        patches => patches.note(),
-                    },
-                    _ => String::new(),
-                };
+                let mut note = String::new();
                 if wave == 0 {
+                    let patches = self.patches_for(&row, &followers).await?;
+                    if patches.is_waiting && now < row.patches_until() {
+                        return Ok(());
+                    }
+                    note = patches.note();
                     // A set that is made may not be listed yet.
                     let listed = self.patches_change(&row.product).await?;
                     self.repository.apply(vec![listed], now).await?;
@@ -578,14 +569,14 @@ impl Origin {
             Step::Halt { failed, members } => {
                 let reason = format!("{failed} of {members} devices in open waves failed");
                 let stage = match row.policy.after_halt {
-                    AfterHalt::Stay => Stage::Halted,
-                    AfterHalt::Back => Stage::RolledBack,
+                    AfterHalt::Stay => RolloutStage::Halted,
+                    AfterHalt::Back => RolloutStage::RolledBack,
                 };
                 self.enter_stage(&row, stage, &reason, &MoveBy::origin()).await
             }
             Step::Complete => {
                 let reason = "every wave succeeded";
-                self.enter_stage(&row, Stage::Complete, reason, &MoveBy::origin()).await
+                self.enter_stage(&row, RolloutStage::Complete, reason, &MoveBy::origin()).await
             }
         }
     }
