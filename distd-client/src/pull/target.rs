@@ -260,8 +260,8 @@ impl Target for FileTarget {
     }
 
     fn finish(&self) -> anyhow::Result<InPlace> {
-        let Some(part) = &self.part else { return Ok(InPlace::default()) };
         let place = || -> io::Result<()> {
+            let Some(part) = &self.part else { return self.file.sync_all() };
             match fs::symlink_metadata(&self.out) {
                 Ok(old) if old.is_file() => self.take_over(&old)?,
                 Ok(_) => return Err(io::Error::other("the target was replaced meanwhile")),

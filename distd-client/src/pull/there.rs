@@ -1,8 +1,10 @@
 //! Check whether the wanted release is already in place, so that nothing has to be written.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use distd_core::ManifestId;
 use distd_core::manifest::{Kind, Manifest};
 
@@ -16,7 +18,7 @@ use super::tree::staging_failure;
 use super::verify::{may_be_of, verify};
 use crate::disk::lock::Lock;
 use crate::disk::side;
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 
 /// Returns the manifest of the release if the target holds it: the content and, for a tree,
 /// everything in the listing were verified. If a pull was interrupted after its final check, its
@@ -71,6 +73,12 @@ fn complete(out: &Path, data: &Path, kept: &Kept) -> anyhow::Result<()> {
     if matches!(kept.manifest.root().kind, Kind::Tree { .. }) {
         staging.check().map_err(staging_failure)?;
         staging.settle(None).map_err(staging_failure)?;
+    } else {
+        // The pull may have been killed before it flushed a device: its bytes were read from the
+        // cache of the system, and a power cut would still lose them.
+        let synced = File::open(out).and_then(|file| file.sync_all());
+        let synced = synced.with_context(|| format!("could not sync {}", out.display()));
+        synced.map_err(|error| Failure::new(Code::Local, error))?;
     }
     kept::keep_part_manifest(out, data).map_err(Failure::from)?;
     for suffix in PATCH_FILES.iter().chain(&[".distd-part-journal"]) {
