@@ -1,24 +1,23 @@
 //! Settings of a device: [`TABLE`] describes each of them once. `login` and `enroll` keep some of
 //! them in the file `DIR/client.toml`, so that later commands need no options.
 
+mod table;
+
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use distd_core::api::Word;
-use distd_core::names::Wanted;
+use distd_core::names::{Name, Wanted};
 use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::LimitsFile;
-use distd_peer::settings::{
-    CommandLine, Resolved, Setting, SettingsError, SettingsFile, Shown, Source, Table, filled, flag, number,
-    parsed, without_password,
-};
+use distd_peer::settings::{CommandLine, Resolved, SettingsError, SettingsFile, Source};
 use distd_peer::trust::files::{self, FileError};
-use serde::Deserialize;
 
+pub use self::table::TABLE;
 use crate::failure::{Code, Failure};
+use crate::follow::LoaderKind;
 use crate::pull::Downgrade;
 use crate::share::Connectivity;
 
@@ -48,6 +47,9 @@ const HOOKS: &str = "/etc/distd/hooks.d";
 
 /// Default time limit of such a program.
 const HOOK_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+/// Default program that restarts the system.
+const REBOOT_COMMAND: &str = "systemctl reboot";
 
 /// Longest time limit, and longest time between two looks, seconds.
 const DAY_SECONDS: u64 = 24 * 60 * 60;
@@ -117,6 +119,23 @@ pub struct Values {
     pub follow_directory: Option<PathBuf>,
     /// Number of releases that stay there.
     pub follow_keep: usize,
+    /// Slots that the channel's releases are written to instead of a directory: the boot loader's
+    /// name of each, and its block device.
+    pub slots: Vec<(Name, PathBuf)>,
+    /// Boot loader that chooses among them.
+    pub boot_loader: Option<LoaderKind>,
+    /// Place where the boot loader keeps its choice.
+    pub boot_path: Option<PathBuf>,
+    /// Number of times that a release which does not start is started before it has failed.
+    pub boot_tries: u32,
+    /// Command that restarts the system; empty when something else restarts it.
+    pub reboot_command: String,
+    /// Path of the kernel in a slot, for systemd-boot.
+    pub kernel: Option<PathBuf>,
+    /// Path of the initial RAM disk in a slot, for systemd-boot.
+    pub initrd: Option<PathBuf>,
+    /// Options of the kernel, for systemd-boot; `{slot}` stands for the slot's name.
+    pub kernel_options: String,
     /// Time between two looks at the channel.
     pub follow_poll: Duration,
     /// Directory with the programs that are run at each state of an attempt.
@@ -145,280 +164,20 @@ impl Default for Values {
             follow: None,
             follow_directory: None,
             follow_keep: FOLLOW_KEEP,
+            slots: Vec::new(),
+            boot_loader: None,
+            boot_path: None,
+            boot_tries: 1,
+            reboot_command: REBOOT_COMMAND.to_owned(),
+            kernel: None,
+            initrd: None,
+            kernel_options: String::new(),
             follow_poll: FOLLOW_POLL,
             hooks: HOOKS.into(),
             hook_limit: HOOK_LIMIT,
         }
     }
 }
-
-/// Returns the text of a setting that may be absent.
-fn optional(text: Option<&str>) -> Shown {
-    Shown::Text(text.unwrap_or_default().to_owned())
-}
-
-/// Parses one of the words of `T`. `wrong` ends the sentence about any other text.
-fn word<'t, T: Deserialize<'t>>(text: &'t str, wrong: &str) -> Result<T, String> {
-    match Word::from_text(text) {
-        Word::Known(word) => Ok(word),
-        Word::Other(_) => Err(wrong.to_owned()),
-    }
-}
-
-/// All settings of a device.
-pub const TABLE: Table<Values> = Table {
-    settings: &[
-        Setting {
-            key: "server",
-            option: "server",
-            variable: "DISTD_SERVER",
-            value: "URL",
-            several: false,
-            default: "",
-            help: "URL of the origin's HTTP API; `distd login` remembers it",
-            set: |s, text| filled(text, "URL").map(|url| s.server = Some(url)),
-            show: |s| optional(s.server.as_deref()),
-        },
-        Setting {
-            key: "token",
-            option: "",
-            variable: "DISTD_TOKEN",
-            value: "TOKEN",
-            several: false,
-            default: "",
-            help: "API token; `distd login` remembers it",
-            set: |s, text| filled(text, "token").map(|token| s.token = Some(token)),
-            show: |s| optional(s.token.as_ref().map(|_| "***")),
-        },
-        Setting {
-            key: "parents",
-            option: "parent",
-            variable: "DISTD_PARENT",
-            value: "HOST:PORT",
-            several: true,
-            default: "",
-            help: "Relay or origin to connect to, nearest first; `distd enroll` remembers it",
-            set: |s, text| parent(text).map(|parent| s.parents.push(parent)),
-            show: |s| Shown::List(s.parents.clone()),
-        },
-        Setting {
-            key: "transport",
-            option: "transport",
-            variable: "DISTD_TRANSPORT",
-            value: "HOW",
-            several: false,
-            default: "`auto`",
-            help: "How parents are reached: auto, quic, or https where UDP is blocked",
-            set: |s, text| {
-                parsed(text, "is none of auto, quic and https").map(|transport| s.transport = transport)
-            },
-            show: |s| Shown::Text(s.transport.to_string()),
-        },
-        Setting {
-            key: "proxy_url",
-            option: "",
-            variable: "DISTD_PROXY_URL",
-            value: "URL",
-            several: false,
-            default: "`HTTPS_PROXY`",
-            help: "HTTP proxy towards parents, `http://[USER:PASSWORD@]HOST:PORT`",
-            set: |s, text| filled(text, "URL").map(|url| s.proxy_url = Some(url)),
-            show: |s| Shown::Text(s.proxy_url.as_deref().map(without_password).unwrap_or_default()),
-        },
-        Setting {
-            key: "connectivity",
-            option: "connectivity",
-            variable: "DISTD_CONNECTIVITY",
-            value: "HOW_FAR",
-            several: false,
-            default: "`online`",
-            help: "How far packets may go: online (anywhere), lan_only (only hosts on the networks to which this \
-                   device is attached; no name is looked up) or offline (nowhere)",
-            set: |s, text| {
-                word(text, "is none of online, lan_only and offline").map(|far| s.connectivity = far)
-            },
-            show: |s| Shown::Text(Word::from(s.connectivity).to_string()),
-        },
-        Setting {
-            key: "site",
-            option: "site",
-            variable: "DISTD_SITE",
-            value: "NAME",
-            several: false,
-            default: "the parent decides",
-            help: "Name of the site",
-            set: |s, text| filled(text, "site").map(|site| s.site = Some(site)),
-            show: |s| optional(s.site.as_deref()),
-        },
-        Setting {
-            key: "metered",
-            option: "metered",
-            variable: "DISTD_METERED",
-            value: "",
-            several: false,
-            default: "`false`",
-            help: "The link is paid by the byte: the device serves nothing",
-            set: |s, text| flag(text).map(|metered| s.metered = metered),
-            show: |s| Shown::Flag(s.metered),
-        },
-        Setting {
-            key: "mdns",
-            option: "mdns",
-            variable: "DISTD_MDNS",
-            value: "",
-            several: false,
-            default: "`true`",
-            help: "Look for neighbours by multicast DNS",
-            set: |s, text| flag(text).map(|mdns| s.mdns = mdns),
-            show: |s| Shown::Flag(s.mdns),
-        },
-        Setting {
-            key: "metrics",
-            option: "metrics",
-            variable: "DISTD_AGENT_METRICS",
-            value: "ADDR:PORT",
-            several: false,
-            default: "",
-            help: "Loopback address where `distd agent` serves metrics for Prometheus, at `http://ADDR:PORT/metrics`",
-            set: |s, text| {
-                parsed(text, "is not ADDRESS:PORT, as in 127.0.0.1:9100").map(|at| s.metrics = Some(at))
-            },
-            show: |s| Shown::Text(s.metrics.map_or_else(String::new, |at| at.to_string())),
-        },
-        Setting {
-            key: "share.enabled",
-            option: "share",
-            variable: "DISTD_SHARE",
-            value: "",
-            several: false,
-            default: "`true`",
-            help: "Exchange chunks with neighbours at all",
-            set: |s, text| flag(text).map(|share| s.share = share),
-            show: |s| Shown::Flag(s.share),
-        },
-        Setting {
-            key: "share.listen",
-            option: "listen",
-            variable: "DISTD_AGENT_LISTEN",
-            value: "ADDR:PORT",
-            several: false,
-            default: "`[::]:4434`",
-            help: "Address that `distd agent` listens on, QUIC over UDP",
-            set: |s, text| {
-                parsed(text, "is not ADDRESS:PORT, as in 0.0.0.0:4434").map(|listen| s.listen = listen)
-            },
-            show: |s| Shown::Text(s.listen.to_string()),
-        },
-        Setting {
-            key: "share.linger_seconds",
-            option: "linger-seconds",
-            variable: "DISTD_LINGER_SECONDS",
-            value: "SECONDS",
-            several: false,
-            default: "5",
-            help: "How long a finished pull continues to serve neighbours that fetch from it; half a second at least",
-            set: |s, text| {
-                number(text, 0..=LINGER_SECONDS_MAX).map(|seconds| s.linger = Duration::from_secs(seconds))
-            },
-            show: |s| Shown::Number(s.linger.as_secs().into()),
-        },
-        Setting {
-            key: "follow.channel",
-            option: "follow",
-            variable: "DISTD_FOLLOW",
-            value: "PRODUCT:CHANNEL",
-            several: false,
-            default: "",
-            help: "Channel whose releases `distd agent` installs (rollouts.md)",
-            set: |s, text| match text.parse() {
-                Ok(wanted @ Wanted::Channel { .. }) => {
-                    s.follow = Some(wanted);
-                    Ok(())
-                }
-                Ok(Wanted::Release { .. }) | Err(_) => Err("is no channel: write PRODUCT:CHANNEL".to_owned()),
-            },
-            show: |s| Shown::Text(s.follow.as_ref().map_or_else(String::new, ToString::to_string)),
-        },
-        Setting {
-            key: "follow.directory",
-            option: "follow-into",
-            variable: "DISTD_FOLLOW_INTO",
-            value: "DIR",
-            several: false,
-            default: "",
-            help: "Directory in which the releases of that channel are installed, as `releases/VERSION`, with the \
-                   link `current`",
-            set: |s, text| filled(text, "directory").map(|dir| s.follow_directory = Some(dir)),
-            show: |s| {
-                let path = s.follow_directory.as_ref();
-                Shown::Text(path.map_or_else(String::new, |path| path.display().to_string()))
-            },
-        },
-        Setting {
-            key: "follow.keep",
-            option: "follow-keep",
-            variable: "DISTD_FOLLOW_KEEP",
-            value: "N",
-            several: false,
-            default: "2",
-            help: "Number of releases that stay in that directory",
-            set: |s, text| number(text, 2..=100).map(|keep| s.follow_keep = keep),
-            show: |s| Shown::Number(u64::try_from(s.follow_keep).unwrap_or(u64::MAX).into()),
-        },
-        Setting {
-            key: "follow.poll_seconds",
-            option: "follow-poll-seconds",
-            variable: "DISTD_FOLLOW_POLL_SECONDS",
-            value: "SECONDS",
-            several: false,
-            default: "300",
-            help: "Time between two looks at that channel, at most; each is shortened by up to a quarter at random",
-            set: |s, text| {
-                number(text, 1..=DAY_SECONDS).map(|seconds| s.follow_poll = Duration::from_secs(seconds))
-            },
-            show: |s| Shown::Number(s.follow_poll.as_secs().into()),
-        },
-        Setting {
-            key: "follow.hooks",
-            option: "hooks",
-            variable: "DISTD_HOOKS",
-            value: "DIR",
-            several: false,
-            default: "`/etc/distd/hooks.d`",
-            help: "Directory with the programs `activate`, `health` and `rolled-back`, each run at that state",
-            set: |s, text| filled(text, "directory").map(|dir| s.hooks = dir),
-            show: |s| Shown::Text(s.hooks.display().to_string()),
-        },
-        Setting {
-            key: "follow.hook_seconds",
-            option: "hook-seconds",
-            variable: "DISTD_HOOK_SECONDS",
-            value: "SECONDS",
-            several: false,
-            default: "300",
-            help: "Time limit of each of these programs",
-            set: |s, text| {
-                number(text, 1..=DAY_SECONDS).map(|seconds| s.hook_limit = Duration::from_secs(seconds))
-            },
-            show: |s| Shown::Number(s.hook_limit.as_secs().into()),
-        },
-        Setting {
-            key: "policy.downgrade",
-            option: "downgrade",
-            variable: "DISTD_DOWNGRADE",
-            value: "WHEN",
-            several: false,
-            default: "`ordered`",
-            help: "Whether a channel may lead this device to an older release: ordered (only where the channel orders \
-                   it), never, or always (trust.md, \"Downgrades\")",
-            set: |s, text| {
-                word(text, "is none of ordered, never and always").map(|policy| s.downgrade = policy)
-            },
-            show: |s| Shown::Text(Word::from(s.downgrade).to_string()),
-        },
-    ],
-    sections: &[LIMITS],
-};
 
 /// Settings of a device that passed every check.
 #[derive(Clone)]

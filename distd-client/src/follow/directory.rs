@@ -1,5 +1,5 @@
-//! Places where releases stand on a device. A directory has `releases/VERSION`, each a file or a
-//! tree, and the link `current` to one of them, which is replaced in one step.
+//! A directory of releases: `releases/VERSION`, each a file or a tree, and the link `current` to
+//! one of them, which is replaced in one step.
 
 use std::fs;
 use std::io;
@@ -27,7 +27,7 @@ const LOCK: &str = ".distd-lock";
 
 /// A directory with releases.
 #[derive(Debug)]
-pub struct Directory {
+pub(super) struct Directory {
     path: PathBuf,
     keep: usize,
     /// Held while this process follows.
@@ -47,7 +47,7 @@ impl Directory {
     /// # Errors
     /// Failures with [`Code::Local`], also when another process has the directory, or when
     /// `current` is there and no link to a release.
-    pub fn open(path: &Path, keep: usize) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path, keep: usize) -> anyhow::Result<Self> {
         fs::create_dir_all(path).map_err(|error| local(error, "make", path))?;
         // Other parts of the device know a release by its path in this form.
         let path = &fs::canonicalize(path).map_err(|error| local(error, "find", path))?;
@@ -65,18 +65,18 @@ impl Directory {
     }
 
     /// Whether a release is there.
-    pub fn has(&self, version: &Name) -> bool {
+    pub(super) fn has(&self, version: &Name) -> bool {
         fs::symlink_metadata(self.release(version)).is_ok()
     }
 
     /// Path of a release, whether it is there or not.
-    pub fn release(&self, version: &Name) -> PathBuf {
+    pub(super) fn release(&self, version: &Name) -> PathBuf {
         self.path.join(RELEASES).join(version.as_str())
     }
 
     /// Paths of the releases that are there, without the one at `but`: chunks are taken from them.
     /// The current one comes first. A directory that cannot be listed has none.
-    pub fn others(&self, but: &Path) -> Vec<PathBuf> {
+    pub(super) fn others(&self, but: &Path) -> Vec<PathBuf> {
         let current = self.current().ok().flatten().map(|version| self.release(&version));
         let entries = fs::read_dir(self.path.join(RELEASES)).into_iter().flatten().flatten();
         // Files beside a release, such as its manifest, have names of their own there.
@@ -90,7 +90,7 @@ impl Directory {
     ///
     /// # Errors
     /// Failures with [`Code::Local`], when `current` is no link to a release.
-    pub fn current(&self) -> anyhow::Result<Option<Name>> {
+    pub(super) fn current(&self) -> anyhow::Result<Option<Name>> {
         let link = self.path.join(CURRENT);
         let to = match fs::read_link(&link) {
             Ok(to) => to,
@@ -118,7 +118,7 @@ impl Directory {
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub fn activate(&self, version: &Name) -> anyhow::Result<()> {
+    pub(super) fn activate(&self, version: &Name) -> anyhow::Result<()> {
         let release = self.release(version);
         fs::symlink_metadata(&release).map_err(|error| local(error, "find", &release))?;
         let (next, link) = (self.path.join(NEXT), self.path.join(CURRENT));
@@ -137,7 +137,7 @@ impl Directory {
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub fn deactivate(&self) -> anyhow::Result<()> {
+    pub(super) fn deactivate(&self) -> anyhow::Result<()> {
         let link = self.path.join(CURRENT);
         match fs::remove_file(&link) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(local(error, "remove", &link)),
@@ -152,7 +152,7 @@ impl Directory {
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub fn clean(
+    pub(super) fn clean(
         &self,
         spare: Option<&Name>,
         ours: impl Fn(&Path) -> bool,

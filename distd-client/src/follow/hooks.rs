@@ -93,6 +93,8 @@ pub(super) struct About<'a> {
     pub(super) from: Option<&'a Name>,
     /// Path of the release.
     pub(super) path: &'a Path,
+    /// Slot to which releases are written; `None` in a directory.
+    pub(super) slot: Option<&'a Name>,
 }
 
 impl Hooks {
@@ -113,6 +115,7 @@ impl Hooks {
             .env("DISTD_VERSION", about.version.as_str())
             .env("DISTD_FROM", about.from.map_or("", Name::as_str))
             .env("DISTD_PATH", about.path)
+            .env("DISTD_SLOT", about.slot.map_or("", Name::as_str))
             // Secrets of this process are not the hook's.
             .env_remove("DISTD_TOKEN")
             .env_remove("DISTD_JOIN_TOKEN")
@@ -202,8 +205,9 @@ mod tests {
         let (dir, hooks) = hooks(script, limit);
         let name = |text: &str| text.parse::<Name>().expect("a name");
         let (product, version, from) = (name("os"), name("2"), name("1"));
+        let path = dir.path().join("r");
         let about =
-            About { product: &product, version: &version, from: Some(&from), path: &dir.path().join("r") };
+            About { product: &product, version: &version, from: Some(&from), path: &path, slot: None };
         hooks.run(Hook::Health, about).await
     }
 

@@ -35,6 +35,16 @@ pub(super) struct Entry {
     /// Number of times that the release was about to become the current one.
     #[serde(default)]
     pub(super) activations: u32,
+    /// Number of times that the system was to restart into the release.
+    #[serde(default)]
+    pub(super) starts: u32,
+    /// Slot to which the release is written; `None` in a directory.
+    #[serde(default)]
+    pub(super) slot: Option<Name>,
+    /// Boot in which the release was ordered to start, or the device to leave it, 32 hexadecimal
+    /// digits; `None` before.
+    #[serde(default)]
+    pub(super) boot: Option<String>,
     /// Number of checks that have begun.
     #[serde(default)]
     pub(super) checks: u32,
@@ -49,7 +59,18 @@ pub(super) struct Entry {
 impl Entry {
     /// Begins an entry. `from` is the release to go back to, `timeout` in seconds.
     pub(super) fn new(attempt: Attempt, from: Option<Name>, timeout: u64) -> Self {
-        Self { attempt, from, timeout, activations: 0, checks: 0, going_back: None, counted: false }
+        Self {
+            attempt,
+            from,
+            timeout,
+            activations: 0,
+            starts: 0,
+            slot: None,
+            boot: None,
+            checks: 0,
+            going_back: None,
+            counted: false,
+        }
     }
 }
 
@@ -71,7 +92,7 @@ fn write(path: &Path, contents: &Contents) -> io::Result<()> {
 /// again. Others may pass: an attempt by another rollout, or later by the channel, is a new one.
 fn blames_the_release(kind: FailureKind) -> bool {
     match kind {
-        FailureKind::Integrity | FailureKind::Activation | FailureKind::Health => true,
+        FailureKind::Integrity | FailureKind::Activation | FailureKind::Boot | FailureKind::Health => true,
         FailureKind::Network
         | FailureKind::Refused
         | FailureKind::Storage
@@ -88,7 +109,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Reads the journal in `data`. A damaged file counts as empty: the link `current` says what
+    /// Reads the journal in `data`. A damaged file counts as empty: the place says what
     /// runs, and the release is installed and checked again where it is not.
     pub(super) fn load(data: &Path) -> Self {
         let path = data.join(FILE_NAME);

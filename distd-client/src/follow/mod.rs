@@ -2,14 +2,20 @@
 //! it the current one, checks that it works, goes back otherwise, and reports (docs/rollouts.md).
 //!
 //! `journal` holds what must survive a crash; each step is written there before it is taken.
-//! [`slots`] is the place where releases stand, `hooks` runs the operator's programs, [`failures`]
-//! remembers releases that did not work here, `reports` tells the realm.
+//! `place` is where releases are: a `directory`, or `slots` with a `boot` loader. `hooks` runs the
+//! operator's programs, `restart` the system, [`failures`] remembers releases that did not work
+//! here, `reports` tells the realm.
 
+mod boot;
+mod directory;
 pub mod failures;
 mod hooks;
 mod journal;
+mod place;
+mod recover;
 mod reports;
-pub mod slots;
+mod restart;
+mod slots;
 mod step;
 
 use std::fs::File;
@@ -27,8 +33,12 @@ use distd_peer::random;
 use distd_peer::trust::identity::NodeIdentity;
 use tokio::sync::watch;
 
+pub use self::boot::LoaderKind;
+use self::boot::{Kernel, LoaderSettings};
+use self::directory::Directory;
+use self::place::Place;
 use self::reports::Reporter;
-use self::slots::Directory;
+use self::slots::Slots;
 use self::step::Step;
 use crate::config::Settings;
 use crate::failure::{Code, Failure};
@@ -42,6 +52,27 @@ const LOCK: &str = "follow.lock";
 /// heard of within a week, and shows those that are silent for longer than a few of these.
 const REPORT_EVERY: Duration = Duration::from_secs(3600);
 
+/// Settings of the place of a channel's releases.
+#[derive(Clone, Debug)]
+enum PlaceSettings {
+    /// Directory with `releases/VERSION` and the link `current`.
+    Directory {
+        directory: PathBuf,
+        /// Number of releases that stay in it, the current one included; 2 at least.
+        keep: usize,
+    },
+    /// Two slots that the system is started from.
+    Slots {
+        /// Name and block device of each.
+        slots: Vec<(Name, PathBuf)>,
+        loader: LoaderSettings,
+        /// Number of times that a release is started before it has failed.
+        tries: u32,
+        /// Command that restarts the system; empty when something else does.
+        reboot: String,
+    },
+}
+
 /// A channel to follow, and the place where its releases are installed.
 #[derive(Clone)]
 pub struct FollowRequest {
@@ -49,10 +80,8 @@ pub struct FollowRequest {
     pub product: Name,
     /// Channel.
     pub channel: Name,
-    /// Directory with `releases/VERSION` and the link `current`.
-    pub directory: PathBuf,
-    /// Number of releases that stay in the directory, the current one included; 2 at least.
-    pub keep: usize,
+    /// Place of its releases.
+    place: PlaceSettings,
     /// Time between two looks at the channel.
     pub poll: Duration,
     /// Directory with the programs that are run at each state.
@@ -76,29 +105,24 @@ impl FollowRequest {
     /// `None` when they name no channel.
     ///
     /// # Errors
-    /// Failures with [`Code::Usage`] when they name a channel and no directory, or the proxy is
-    /// unusable.
+    /// Failures with [`Code::Usage`] when they name a channel and no place, a place and no channel,
+    /// or the proxy is unusable.
     pub fn of(settings: &Settings, data: &Path) -> anyhow::Result<Option<Self>> {
         let Some(Wanted::Channel { product, channel }) = settings.follow.clone() else {
-            if settings.follow_directory.is_some() {
-                let error = anyhow!("a directory for releases is named, and no channel to follow");
+            if settings.follow_directory.is_some() || !settings.slots.is_empty() {
+                let error = anyhow!("a place for releases is named, and no channel to follow");
                 let next =
                     "name the channel: --follow PRODUCT:CHANNEL, or channel in [follow] of client.toml";
                 return Err(Failure::new(Code::Usage, error).next(next).into());
             }
             return Ok(None);
         };
-        let Some(directory) = settings.follow_directory.clone() else {
-            let error = anyhow!("{product}:{channel} is to be followed, and no directory is named");
-            let next = "name the directory for its releases: --follow-into DIR, or directory in [follow] of client.toml";
-            return Err(Failure::new(Code::Usage, error).next(next).into());
-        };
+        let place = PlaceSettings::of(settings, data)?;
         let sharing = Sharing::of(settings);
         Ok(Some(Self {
             product,
             channel,
-            directory,
-            keep: settings.follow_keep,
+            place,
             poll: settings.follow_poll,
             hooks: settings.hooks.clone(),
             hook_limit: settings.hook_limit,
@@ -111,6 +135,47 @@ impl FollowRequest {
     }
 }
 
+impl PlaceSettings {
+    fn of(settings: &Settings, data: &Path) -> anyhow::Result<Self> {
+        let usage = |text: &str, next: &str| {
+            Err(Failure::new(Code::Usage, anyhow!(text.to_owned())).next(next).into())
+        };
+        match (settings.follow_directory.clone(), settings.slots.as_slice(), settings.boot_loader) {
+            (Some(directory), [], None) => Ok(Self::Directory { directory, keep: settings.follow_keep }),
+            (None, [], None) => usage(
+                "a channel is to be followed, and no place for its releases is named",
+                "name a directory: --follow-into DIR, or directory in [follow] of client.toml; or two slots: --slot",
+            ),
+            (Some(_), ..) => usage(
+                "a directory and slots are named, and a channel has one place",
+                "remove one of both: --follow-into, or --slot with --boot-loader",
+            ),
+            (None, [], Some(_)) => {
+                usage("a boot loader is named, and no slots", "name two: --slot NAME=DEVICE")
+            }
+            (None, _, None) => usage(
+                "slots are named, and no boot loader",
+                "name it: --boot-loader systemd-boot, grub, u-boot, rauc or command",
+            ),
+            (None, slots, Some(kind)) => {
+                let kernel = settings.kernel.clone().map(|kernel| Kernel {
+                    kernel,
+                    initrd: settings.initrd.clone(),
+                    options: settings.kernel_options.clone(),
+                });
+                let path = settings.boot_path.clone();
+                let loader = LoaderSettings { kind, path, kernel, data: data.to_owned() };
+                Ok(Self::Slots {
+                    slots: slots.to_vec(),
+                    loader,
+                    tries: settings.boot_tries,
+                    reboot: settings.reboot_command.clone(),
+                })
+            }
+        }
+    }
+}
+
 /// A device that is ready to follow a channel.
 pub struct Follower {
     step: Step,
@@ -119,11 +184,11 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Opens the directory and the journal of the device.
+    /// Opens the place and the journal of the device.
     ///
     /// # Errors
-    /// When the directory cannot be used, or another process of this device follows a channel.
-    pub fn open(
+    /// When the place cannot be used, or another process of this device follows a channel.
+    pub async fn open(
         request: FollowRequest,
         identity: &NodeIdentity,
         parents: Arc<Parents>,
@@ -137,9 +202,16 @@ impl Follower {
             Failure::new(Code::Local, error)
                 .next("stop that process, or give this one a state directory of its own")
         })?;
-        let directory = Directory::open(&request.directory, request.keep)?;
+        let place = match &request.place {
+            PlaceSettings::Directory { directory, keep } => {
+                Place::Directory(Directory::open(directory, *keep)?)
+            }
+            PlaceSettings::Slots { slots, loader, .. } => {
+                Place::Slots(Slots::open(slots, loader, &request.product, &request.data).await?)
+            }
+        };
         let reporter = Reporter::open(identity, parents)?;
-        Ok(Self { step: Step::open(request, directory, reporter), _lock: lock })
+        Ok(Self { step: Step::open(request, place, reporter), _lock: lock })
     }
 
     /// Follows the channel until `stop` is set or its sender is gone. An attempt that is under

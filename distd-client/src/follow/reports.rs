@@ -14,9 +14,7 @@ use distd_peer::trust::report::{self, ReportSigner};
 
 use super::REPORT_EVERY;
 use super::journal::Journal;
-
-/// File in which the system has the id of its boot.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+use super::restart::BootId;
 
 /// Sender of this device's reports.
 pub(super) struct Reporter {
@@ -27,13 +25,6 @@ pub(super) struct Reporter {
     sent: Option<(Running, Vec<Attempt>, Instant)>,
 }
 
-/// Reads the id of this boot, 16 bytes; zeros where the system has none.
-fn boot_id() -> Vec<u8> {
-    let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    hex::decode(digits).ok().filter(|id| id.len() == 16).unwrap_or_else(|| vec![0; 16])
-}
-
 impl Reporter {
     /// Creates a sender that signs with the key of `identity`.
     ///
@@ -41,7 +32,7 @@ impl Reporter {
     /// When the key cannot sign.
     pub(super) fn open(identity: &NodeIdentity, parents: Arc<Parents>) -> anyhow::Result<Self> {
         let signer = ReportSigner::new(identity).context("this device cannot sign reports")?;
-        Ok(Self { signer, parents, boot: boot_id(), sent: None })
+        Ok(Self { signer, parents, boot: BootId::current().0.to_vec(), sent: None })
     }
 
     /// Sends a report, when it says something new or the last one is old.

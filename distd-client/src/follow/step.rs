@@ -11,12 +11,13 @@ use distd_core::fleet::rollout::Held;
 use distd_core::names::{Name, Wanted};
 use distd_peer::clock::unix_now;
 
-use super::FollowRequest;
 use super::failures::{self, Failures};
 use super::hooks::{About, Hook, HookError, Hooks};
 use super::journal::{Entry, Journal};
+use super::place::{Activated, Place};
 use super::reports::Reporter;
-use super::slots::Directory;
+use super::restart::{BootId, Restarter};
+use super::{FollowRequest, PlaceSettings};
 use crate::disk::path::ArtifactPath;
 use crate::failure::{Code, Failure, code_of};
 use crate::progress::Ignored;
@@ -28,37 +29,38 @@ use crate::pull::{
 /// Time-out of an attempt at a release that no rollout brings, seconds.
 const TIMEOUT: u64 = 24 * 3600;
 
-/// Number of times that the way to the new release, or its check, may be cut off by a crash of the
-/// device or of this process before the release counts as not working.
-const CUT_OFF_MAX: u32 = 3;
-
 /// Pause after a failed attempt at a release that no rollout brings: the reason may pass.
 const AGAIN: Duration = Duration::from_secs(3600);
 
 /// The device between two looks.
 pub(super) struct Step {
     pub(super) request: FollowRequest,
-    directory: Directory,
-    journal: Journal,
+    pub(super) place: Place,
+    pub(super) journal: Journal,
     failures: Failures,
     reporter: Reporter,
     hooks: Hooks,
     held: Option<Held>,
     /// Release of the last failed attempt, and when it failed.
     paused: Option<(Name, Instant)>,
+    pub(super) restarter: Restarter,
+    /// Number of times that a release is started before it has failed.
+    pub(super) tries: u32,
+    /// This boot of the system.
+    pub(super) boot: BootId,
 }
 
-fn local(error: io::Error) -> anyhow::Error {
+pub(super) fn local(error: io::Error) -> anyhow::Error {
     Failure::new(Code::Local, anyhow::Error::new(error).context("the journal cannot be written")).into()
 }
 
-fn text(error: &anyhow::Error) -> String {
+pub(super) fn text(error: &anyhow::Error) -> String {
     Chain(error.as_ref()).to_string()
 }
 
 /// Kind of the failure of a hook that decides about a release. A hook that cannot be run says
 /// nothing about the release.
-fn kind_of_hook(error: &anyhow::Error, decided: FailureKind) -> FailureKind {
+pub(super) fn kind_of_hook(error: &anyhow::Error, decided: FailureKind) -> FailureKind {
     match error.downcast_ref::<HookError>() {
         Some(HookError::Run(..)) => FailureKind::Other,
         Some(HookError::Status { .. } | HookError::Time { .. }) | None => decided,
@@ -79,11 +81,28 @@ fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
 
 impl Step {
     /// Reads the journal that the last process left.
-    pub(super) fn open(request: FollowRequest, directory: Directory, reporter: Reporter) -> Self {
+    pub(super) fn open(request: FollowRequest, place: Place, reporter: Reporter) -> Self {
         let hooks = Hooks { directory: request.hooks.clone(), limit: request.hook_limit };
         let journal = Journal::load(&request.data);
         let failures = failures::load(&request.data);
-        Self { directory, journal, failures, reporter, hooks, held: None, paused: None, request }
+        let (tries, reboot) = match &request.place {
+            PlaceSettings::Directory { .. } => (1, ""),
+            PlaceSettings::Slots { tries, reboot, .. } => (*tries, reboot.as_str()),
+        };
+        let (restarter, boot) = (Restarter::new(reboot), BootId::current());
+        Self {
+            place,
+            journal,
+            failures,
+            reporter,
+            hooks,
+            held: None,
+            paused: None,
+            restarter,
+            tries,
+            boot,
+            request,
+        }
     }
 
     fn wanted(&self) -> Wanted {
@@ -99,11 +118,11 @@ impl Step {
             wanted: self.wanted(),
             out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
             target,
-            seeds: out.map_or_else(Vec::new, |(path, _)| self.directory.others(path)),
+            seeds: out.map_or_else(Vec::new, |(path, _)| self.place.seeds(path)),
             parents: self.request.parents.clone(),
             data: self.request.data.clone(),
             downgrade: self.request.downgrade,
-            installed: Installed::Is(self.directory.current()?),
+            installed: Installed::Is(self.place.running()?),
             passing_failures: self.journal.passing_failures(),
             labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
             expected: out.map(|(_, version)| version.clone()),
@@ -115,7 +134,7 @@ impl Step {
 
     /// Sends a report, if there is something to say.
     pub(super) async fn report(&mut self) {
-        let current = self.directory.current().unwrap_or_else(|error| {
+        let current = self.place.running().unwrap_or_else(|error| {
             tracing::warn!(error = %Chain(error.as_ref()), "it is unknown what runs");
             None
         });
@@ -123,7 +142,7 @@ impl Step {
         let checked = |entry: &&Entry| entry.attempt.state == AttemptState::Checking;
         let version = self.journal.under_way().filter(checked).map_or(current, |entry| entry.from.clone());
         let manifest = version.as_ref().and_then(|version| {
-            read_kept_manifest(&self.directory.release(version), &self.request.data).map(|kept| kept.id())
+            read_kept_manifest(&self.place.path_of(version), &self.request.data).map(|kept| kept.id())
         });
         let running = Running {
             product: self.request.product.clone(),
@@ -155,7 +174,7 @@ impl Step {
         if self.journal.under_way().is_some_and(|entry| !continues(entry)) {
             self.give_up().await?;
         }
-        let current = self.directory.current()?;
+        let current = self.place.running()?;
         if current.as_ref() == Some(&version) {
             return Ok(());
         }
@@ -201,13 +220,15 @@ impl Step {
             return Ok(());
         }
         tracing::info!("the attempt is given up: the device is to run another release by now");
+        // The system may be about to start the release.
+        self.place.protect().await?;
         // The pull may have recorded its release as the channel's latest here.
-        self.remember_release(self.directory.current()?).await?;
+        self.remember_release(self.place.running()?).await?;
         self.journal.forget().map_err(local)
     }
 
     /// Counts failures of releases that are not counted yet.
-    fn settle(&mut self) -> anyhow::Result<()> {
+    pub(super) fn settle(&mut self) -> anyhow::Result<()> {
         self.journal.settle(&mut self.failures, &self.request.data).map_err(local)
     }
 
@@ -216,7 +237,19 @@ impl Step {
         let Some(entry) = self.journal.under_way().cloned() else { return Ok(()) };
         let began = entry.attempt.began;
         let deadline = began.saturating_add(entry.timeout);
-        let out = self.directory.release(version);
+        if entry.attempt.state == AttemptState::Restarting {
+            return match unix_now() < deadline {
+                true => self.restart(version).await,
+                false => {
+                    let detail = format!("the system did not restart within {} s", entry.timeout);
+                    self.fail(version, FailureKind::Timeout, detail).await
+                }
+            };
+        }
+        if let Err(error) = self.place.protect().await {
+            return self.fail(version, FailureKind::Other, text(&error)).await;
+        }
+        let out = self.place.target(version);
         let request = self.pull_request(Some((&out, version)))?;
         // A clock that was set back must not make the attempt longer than its time-out.
         let left = Duration::from_secs(deadline.saturating_sub(unix_now().max(began)));
@@ -247,18 +280,44 @@ impl Step {
         if !self.may_go_on(version, &entry).await? {
             return self.give_up().await;
         }
+        self.activate(version).await
+    }
+
+    /// Makes a release that is whole the next one.
+    async fn activate(&mut self, version: &Name) -> anyhow::Result<()> {
+        let (slot, boot) = (self.place.target_slot().cloned(), self.boot.to_string());
         let activating = |entry: &mut Entry| {
             entry.attempt.state = AttemptState::Activating;
             entry.activations += 1;
+            entry.boot = slot.is_some().then_some(boot);
+            entry.slot = slot;
         };
         self.journal.change(activating).map_err(local)?;
         if let Err(error) = self.run(Hook::Activate, version).await {
             return self.fail(version, kind_of_hook(&error, FailureKind::Activation), text(&error)).await;
         }
-        if let Err(error) = self.directory.activate(version) {
-            return self.fail(version, FailureKind::Activation, text(&error)).await;
+        match self.place.activate(version).await {
+            Ok(Activated::Now) => self.check(version).await,
+            Ok(Activated::AfterRestart) => {
+                let restarting = |entry: &mut Entry| {
+                    entry.attempt.state = AttemptState::Restarting;
+                    entry.activations = 0;
+                    entry.starts += 1;
+                };
+                self.journal.change(restarting).map_err(local)?;
+                self.report().await;
+                self.restart(version).await
+            }
+            Err(error) => self.fail(version, FailureKind::Activation, text(&error)).await,
         }
-        self.check(version).await
+    }
+
+    /// Orders the restart into a release that is the next one.
+    async fn restart(&mut self, version: &Name) -> anyhow::Result<()> {
+        match self.restarter.order().await {
+            Ok(()) => Ok(()),
+            Err(error) => self.fail(version, FailureKind::Other, text(&error)).await,
+        }
     }
 
     /// Whether the device is still to run the release that it has fetched: the rollout may have
@@ -275,7 +334,7 @@ impl Step {
     }
 
     /// Checks the current release, and goes back when it does not work.
-    async fn check(&mut self, version: &Name) -> anyhow::Result<()> {
+    pub(super) async fn check(&mut self, version: &Name) -> anyhow::Result<()> {
         let checking = |entry: &mut Entry| {
             entry.attempt.state = AttemptState::Checking;
             entry.checks += 1;
@@ -286,19 +345,27 @@ impl Step {
             let kind = kind_of_hook(&error, FailureKind::Health);
             return self.go_back(version, FailureNote::new(kind, &text(&error))).await;
         }
+        if let Err(error) = self.place.confirm().await {
+            let failure = FailureNote::new(FailureKind::Activation, &text(&error));
+            return self.go_back(version, failure).await;
+        }
         self.journal.change(|entry| entry.attempt.state = AttemptState::Succeeded).map_err(local)?;
         self.failures.forget(&self.request.product, version);
         self.failures.store(&self.request.data).map_err(local)?;
         tracing::info!(%version, "the release works");
+        self.clean(version);
+        Ok(())
+    }
+
+    /// Removes the oldest releases of a directory.
+    fn clean(&self, version: &Name) {
+        let Place::Directory(directory) = &self.place else { return };
         let data = &self.request.data;
         let is_ours = |path: &Path| read_kept_manifest(path, data).is_some();
         let spare = self.release_before(version);
-        if let Err(error) =
-            self.directory.clean(spare.as_ref(), is_ours, |path| remove_side_files(path, data))
-        {
+        if let Err(error) = directory.clean(spare.as_ref(), is_ours, |path| remove_side_files(path, data)) {
             tracing::warn!(error = %Chain(error.as_ref()), "old releases stay");
         }
-        Ok(())
     }
 
     /// The process is told to end: a check that is cut off by that says nothing about the release.
@@ -314,7 +381,7 @@ impl Step {
     }
 
     /// Release before the last attempt, if that was at `version`.
-    fn release_before(&self, version: &Name) -> Option<Name> {
+    pub(super) fn release_before(&self, version: &Name) -> Option<Name> {
         self.journal
             .last()
             .filter(|entry| entry.attempt.version == *version)
@@ -323,15 +390,24 @@ impl Step {
 
     /// Remembers that the device runs `from`, or no release, so that its channel is followed from
     /// there on.
-    async fn remember_release(&self, from: Option<Name>) -> anyhow::Result<()> {
+    pub(super) async fn remember_release(&self, from: Option<Name>) -> anyhow::Result<()> {
         let (data, wanted) = (self.request.data.clone(), self.wanted());
-        let out = from.map(|from| self.directory.release(&from));
+        let out = from.map(|from| self.place.path_of(&from));
         tokio::task::spawn_blocking(move || went_back(&data, &wanted, out.as_deref())).await?
     }
 
     /// Ends an attempt before the release became the current one.
-    async fn fail(&mut self, version: &Name, kind: FailureKind, detail: String) -> anyhow::Result<()> {
+    pub(super) async fn fail(
+        &mut self,
+        version: &Name,
+        kind: FailureKind,
+        detail: String,
+    ) -> anyhow::Result<()> {
         tracing::warn!(%version, %kind, detail, "the attempt failed");
+        if let Err(error) = self.place.protect().await {
+            // Each later attempt begins with this, and the release is whole.
+            tracing::warn!(error = %Chain(error.as_ref()), "the boot loader may start the release once");
+        }
         // A pull that ended well has recorded the release as the channel's latest here.
         self.remember_release(self.release_before(version)).await?;
         let failed = |entry: &mut Entry| {
@@ -343,68 +419,11 @@ impl Step {
         self.settle()
     }
 
-    /// Goes back to the release before the current one, which does not work. Cut off anywhere, it
-    /// is done again from the beginning.
-    async fn go_back(&mut self, version: &Name, failure: FailureNote) -> anyhow::Result<()> {
+    pub(super) async fn run(&self, hook: Hook, version: &Name) -> anyhow::Result<()> {
         let from = self.release_before(version);
-        tracing::warn!(%version, detail = failure.detail, "the release does not work; going back");
-        self.journal.change(|entry| entry.going_back = Some(failure.clone())).map_err(local)?;
-        match &from {
-            Some(from) if self.directory.has(from) => self.directory.activate(from)?,
-            // The release before is gone, or there was none.
-            Some(_) | None => self.directory.deactivate()?,
-        }
-        self.remember_release(from).await?;
-        if let Err(error) = self.run(Hook::RolledBack, version).await {
-            tracing::warn!(error = %Chain(error.as_ref()), "the device went back, and its hook failed");
-        }
-        let back = |entry: &mut Entry| {
-            entry.attempt.state = AttemptState::RolledBack;
-            entry.attempt.failure = Some(failure);
-        };
-        self.journal.change(back).map_err(local)?;
-        self.settle()
-    }
-
-    async fn run(&self, hook: Hook, version: &Name) -> anyhow::Result<()> {
-        let from = self.release_before(version);
-        let path = self.directory.release(version);
-        let about = About { product: &self.request.product, version, from: from.as_ref(), path: &path };
+        let (path, slot) = (self.place.path_of(version), self.place.target_slot());
+        let product = &self.request.product;
+        let about = About { product, version, from: from.as_ref(), path: &path, slot };
         Ok(self.hooks.run(hook, about).await?)
-    }
-
-    /// Continues an attempt that a crash cut off. A release that was cut off too often, on its way
-    /// to run or while it was checked, does not work.
-    async fn recover(&mut self) -> anyhow::Result<()> {
-        let Some(entry) = self.journal.under_way().cloned() else { return Ok(()) };
-        let version = entry.attempt.version;
-        if let Some(failure) = entry.going_back {
-            return self.go_back(&version, failure).await;
-        }
-        let is_current = self.directory.current()?.as_ref() == Some(&version);
-        match entry.attempt.state {
-            AttemptState::Activating if is_current => self.check(&version).await,
-            AttemptState::Activating if entry.activations >= CUT_OFF_MAX => {
-                let detail = format!("it was cut off {} times", entry.activations);
-                self.fail(&version, FailureKind::Activation, detail).await
-            }
-            // The pull finds the release in place, and the step is taken again.
-            AttemptState::Activating => {
-                self.journal.change(|entry| entry.attempt.state = AttemptState::Fetching).map_err(local)
-            }
-            AttemptState::Checking if is_current && entry.checks < CUT_OFF_MAX => self.check(&version).await,
-            AttemptState::Checking => {
-                let detail = match is_current {
-                    true => format!("the check was cut off {} times", entry.checks),
-                    false => "another release was made the current one during the check".to_owned(),
-                };
-                self.go_back(&version, FailureNote::new(FailureKind::Health, &detail)).await
-            }
-            AttemptState::Fetching
-            | AttemptState::Succeeded
-            | AttemptState::Failed
-            | AttemptState::RolledBack
-            | AttemptState::Unknown => Ok(()),
-        }
     }
 }

@@ -17,6 +17,7 @@ use distd_core::names::{Name, Wanted};
 use distd_peer::trust::tuf::Resolved;
 use serde::{Deserialize, Serialize};
 
+use super::kept;
 use super::request::PullRequest;
 use crate::disk::lock::{Patience, lock};
 use crate::disk::side::{self, SideError};
@@ -303,6 +304,17 @@ pub(super) fn installed(request: &PullRequest) -> Option<Name> {
     let out = request.target.as_ref().map(|target| target.path());
     let place = out.filter(|out| out.exists()).map(place_of);
     memory.latest(product, channel, place.as_deref()).map(|had| had.version.clone())
+}
+
+/// Version of a product that a pull has put at `out` whole; `None` for anything else.
+pub(crate) fn version_at(data: &Path, out: &Path, product: &Name) -> Option<Name> {
+    if kept::has_part(out, data) {
+        return None;
+    }
+    let memory = Memory::load(data).ok()?;
+    let place = place_of(out);
+    let at = memory.places.into_iter().find(|of| of.place == place)?;
+    (at.had.product == *product).then_some(at.had.version)
 }
 
 /// Records that this device has gone back to the release at `out`, or to none, because the

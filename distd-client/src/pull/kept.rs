@@ -118,6 +118,11 @@ pub(super) fn read_part_manifest(path: &Path, data: &Path) -> Option<Manifest> {
     read_manifest(&part_path(path, data, ".distd-part-manifest"))
 }
 
+/// Whether a pull to `path` has begun and not ended.
+pub(super) fn has_part(path: &Path, data: &Path) -> bool {
+    part_path(path, data, ".distd-part-manifest").exists()
+}
+
 /// Returns the manifests that may belong to the artifact at `path`: the one kept beside it, and
 /// that of a pull that was interrupted just before it kept its manifest.
 pub(super) fn candidates(path: &Path, data: &Path) -> Vec<Kept> {

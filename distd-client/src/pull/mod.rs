@@ -40,8 +40,8 @@ mod verify;
 mod wanted;
 
 pub use clean::clean;
-pub(crate) use downgrade::went_back;
 pub use downgrade::{Downgrade, Refused};
+pub(crate) use downgrade::{version_at, went_back};
 pub(crate) use kept::remove_side_files;
 pub use kept::{Kept, read_kept_manifest};
 pub use patches::Aim;

@@ -103,9 +103,10 @@ impl Agent {
         let node = open_patiently(&request).await?;
         let address = node.endpoint.local_addr().context("the socket has no address")?;
         let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
-        let follower =
-            request.follow.map(|follow| Follower::open(follow, &node.identity, node.parents.clone()));
-        let follower = follower.transpose()?;
+        let follower = match request.follow {
+            Some(follow) => Some(Follower::open(follow, &node.identity, node.parents.clone()).await?),
+            None => None,
+        };
         let (metrics, measuring) = match request.metrics {
             Some(at) => give_metrics(at, &node, &lateral).await.map(|(at, task)| (Some(at), Some(task)))?,
             None => (None, None),

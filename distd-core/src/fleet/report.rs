@@ -33,6 +33,8 @@ pub enum AttemptState {
     Fetching,
     /// The release is written and verified, and is made the one that runs.
     Activating,
+    /// The release starts with the next boot, and the device restarts or waits for its restart.
+    Restarting,
     /// The release runs, and the device checks whether it works.
     Checking,
     /// The release runs and works.
@@ -48,14 +50,22 @@ pub enum AttemptState {
 
 impl AttemptState {
     /// Every state that this build knows.
-    pub const ALL: [Self; 6] =
-        [Self::Fetching, Self::Activating, Self::Checking, Self::Succeeded, Self::Failed, Self::RolledBack];
+    pub const ALL: [Self; 7] = [
+        Self::Fetching,
+        Self::Activating,
+        Self::Restarting,
+        Self::Checking,
+        Self::Succeeded,
+        Self::Failed,
+        Self::RolledBack,
+    ];
 
     /// The state as a word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Fetching => "fetching",
             Self::Activating => "activating",
+            Self::Restarting => "restarting",
             Self::Checking => "checking",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
@@ -91,6 +101,9 @@ pub enum FailureKind {
     Storage,
     /// The release could not be made the one that runs.
     Activation,
+    /// The boot loader went back to the release before: the release did not start, or the system
+    /// restarted before it was found to work.
+    Boot,
     /// The release ran and its check failed or did not end in time.
     Health,
     /// The attempt took longer than the rollout allows.
@@ -109,6 +122,7 @@ impl FailureKind {
             Self::Integrity => "integrity",
             Self::Storage => "storage",
             Self::Activation => "activation",
+            Self::Boot => "boot",
             Self::Health => "health",
             Self::Timeout => "timeout",
             Self::Other => "other",

@@ -1,0 +1,366 @@
+//! systemd-boot, by entries of type 1 of the Boot Loader Specification, with counted tries.
+//!
+//! Slot `a` has the entry `loader/entries/distd-a.conf` and the directory `distd/a` with its kernel
+//! on the EFI system partition. An entry that is to be tried once has `+1` in its name
+//! (`distd-b+1.conf`) and a higher version, so that it is the first of the menu; systemd-boot turns
+//! it into `distd-b+0-1.conf` before it starts it, and an entry without tries left is the last. A
+//! release that works gets its name without a count, as `systemd-bless-boot good` gives it.
+//!
+//! The partition is FAT, which has no journal: each file is written under a name that systemd-boot
+//! does not read, synced, and then renamed. The entry of the slot that runs is not written.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use async_trait::async_trait;
+use distd_core::names::Name;
+use distd_peer::filesystem;
+
+use super::{About, Loader, Slot, Spare, unusable};
+use crate::failure::{Code, Failure};
+
+/// Directory of entries on the partition.
+const ENTRIES: &str = "loader/entries";
+
+/// Directory of kernels on the partition, and `sort-key` of all entries of slots.
+const OURS: &str = "distd";
+
+/// Largest entry that is read, bytes.
+const ENTRY_BYTES_MAX: u64 = 64 << 10;
+
+/// Time within which a file is copied out of a slot.
+const COPY_LIMIT: Duration = Duration::from_secs(300);
+
+/// Shell script that mounts a slot where nothing else sees it, and prints a file of it. The mount
+/// ends with the shell, also when it is killed.
+const PRINT_FILE: &str = "mount -o ro -- \"$1\" \"$2\" && exec cat -- \"$2/$3\"";
+
+/// Files of a release that start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) struct Kernel {
+    /// Path of the kernel in the release.
+    pub(in super::super) kernel: PathBuf,
+    /// Path of the initial RAM disk.
+    pub(in super::super) initrd: Option<PathBuf>,
+    /// Options; `{slot}` stands for the slot's name.
+    pub(in super::super) options: String,
+}
+
+/// The EFI system partition.
+pub(super) struct SystemdBoot {
+    esp: PathBuf,
+    kernel: Kernel,
+    slots: [Slot; 2],
+    /// Directory in which a slot is mounted for a moment.
+    scratch: PathBuf,
+}
+
+/// Entry of a slot that is on the partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    path: PathBuf,
+    /// Tries left, in an entry whose tries are counted.
+    left: Option<u32>,
+    /// Number in the line `version`; 0 without one.
+    version: u64,
+}
+
+/// Number of tries left in the name of a slot's entry; `None` for the name of another file. The
+/// inner value is `None` when tries are not counted.
+fn tries_left(file_name: &str, slot: &Name) -> Option<Option<u32>> {
+    let rest = file_name.strip_suffix(".conf")?.strip_prefix(OURS)?.strip_prefix('-')?;
+    let counts = rest.strip_prefix(slot.as_str())?;
+    if counts.is_empty() {
+        return Some(None);
+    }
+    let counts = counts.strip_prefix('+')?;
+    let (left, done) = counts.split_once('-').unwrap_or((counts, "0"));
+    done.parse::<u32>().ok()?;
+    Some(Some(left.parse().ok()?))
+}
+
+fn version_of(entry: &str) -> u64 {
+    let lines = entry.lines().filter_map(|line| line.strip_prefix("version"));
+    lines.filter_map(|rest| rest.trim().parse().ok()).next().unwrap_or(0)
+}
+
+impl SystemdBoot {
+    /// Opens the partition that is mounted at `esp`.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`] when it has no directory of entries, or no entry of a slot.
+    pub(super) fn open(
+        esp: &Path,
+        kernel: Kernel,
+        slots: &[Slot; 2],
+        scratch: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let loader = Self { esp: esp.to_owned(), kernel, slots: slots.clone(), scratch };
+        let entries = loader.esp.join(ENTRIES);
+        if !entries.is_dir() {
+            let error = anyhow!("{} is no directory", entries.display());
+            let next = "mount the EFI system partition, and name its mount point: --boot-path /boot/efi";
+            return Err(unusable(error, next));
+        }
+        if loader.entries_of(&slots[0].name)?.is_empty() && loader.entries_of(&slots[1].name)?.is_empty() {
+            let error = anyhow!("{} has no entry of a slot", entries.display());
+            let next =
+                format!("name the entry of the slot that runs {OURS}-{}.conf (slots.md)", slots[0].name);
+            return Err(unusable(error, &next));
+        }
+        Ok(loader)
+    }
+
+    fn entries_of(&self, slot: &Name) -> anyhow::Result<Vec<Found>> {
+        let dir = self.esp.join(ENTRIES);
+        let shown = dir.display();
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).with_context(|| format!("could not list {shown}"))? {
+            let entry = entry.with_context(|| format!("could not list {shown}"))?;
+            let Some(left) = entry.file_name().to_str().and_then(|name| tries_left(name, slot)) else {
+                continue;
+            };
+            let path = entry.path();
+            let text = crate::disk::side::read_anyones(&path, ENTRY_BYTES_MAX);
+            let text = text.with_context(|| format!("could not read {}", path.display()))?;
+            found.push(Found { left, version: version_of(&String::from_utf8_lossy(&text)), path });
+        }
+        Ok(found)
+    }
+
+    fn device(&self, slot: &Name) -> anyhow::Result<&Path> {
+        let found = self.slots.iter().find(|known| known.name == *slot).map(|known| known.device.as_path());
+        found.ok_or_else(|| anyhow!("{slot} is no slot"))
+    }
+
+    fn remove_entries(&self, slot: &Name) -> anyhow::Result<()> {
+        for entry in self.entries_of(slot)? {
+            remove(&entry.path)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a file of the release in a slot to the partition. A file that is the same stays.
+    async fn copy_out(&self, slot: &Name, file: &Path, to: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.scratch)
+            .with_context(|| format!("could not make {}", self.scratch.display()))?;
+        let (part, device) = (with_part(to), self.device(slot)?);
+        let out = File::create(&part).with_context(|| format!("could not make {}", part.display()))?;
+        let mut command = tokio::process::Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", PRINT_FILE, "sh"]);
+        command.args([device, &self.scratch, file]);
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().context("could not share a file")?)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let run = tokio::time::timeout(COPY_LIMIT, command.output()).await;
+        let run = run.map_err(|_| anyhow!("it took longer than {} s", COPY_LIMIT.as_secs()));
+        let run = run.and_then(|output| Ok(output?)).and_then(|output| match output.status.success() {
+            true => Ok(()),
+            false => Err(anyhow!(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " "))),
+        });
+        let copied = run.and_then(|()| Ok(out.sync_all()?)).and_then(|()| Ok(filesystem::rename(&part, to)?));
+        if copied.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        copied
+            .with_context(|| format!("could not copy {} of slot {slot} to {}", file.display(), to.display()))
+    }
+
+    fn entry_text(&self, slot: &Name, release: &About, version: u64) -> String {
+        let mut text = format!(
+            "title {} {} (slot {slot})\nsort-key {OURS}\nversion {version}\nlinux /{OURS}/{slot}/linux\n",
+            release.product, release.version
+        );
+        if self.kernel.initrd.is_some() {
+            text.push_str(&format!("initrd /{OURS}/{slot}/initrd\n"));
+        }
+        let options = self.kernel.options.replace("{slot}", slot.as_str());
+        text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
+        text
+    }
+}
+
+fn with_part(path: &Path) -> PathBuf {
+    crate::disk::side::with_suffix(path, ".part")
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => filesystem::sync_parent(path),
+    };
+    removed.with_context(|| format!("could not remove {}", path.display()))
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let part = with_part(path);
+    let written = File::create(&part).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        filesystem::rename(&part, path)
+    });
+    written.with_context(|| format!("could not write {}", path.display()))
+}
+
+#[async_trait]
+impl Loader for SystemdBoot {
+    async fn booted(&self) -> anyhow::Result<Option<Name>> {
+        Ok(None)
+    }
+
+    async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
+        let mut best: Option<(u64, Name)> = None;
+        for slot in &self.slots {
+            for entry in self.entries_of(&slot.name)?.iter().filter(|entry| entry.left.is_none()) {
+                if best.as_ref().is_none_or(|(version, _)| *version < entry.version) {
+                    best = Some((entry.version, slot.name.clone()));
+                }
+            }
+        }
+        Ok(best.map(|(_, slot)| slot))
+    }
+
+    async fn try_once(&self, slot: &Name, release: &About) -> anyhow::Result<()> {
+        self.remove_entries(slot)?;
+        let directory = self.esp.join(OURS).join(slot.as_str());
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("could not make {}", directory.display()))
+            .map_err(|error| Failure::new(Code::Local, error))?;
+        self.copy_out(slot, &self.kernel.kernel, &directory.join("linux")).await?;
+        if let Some(initrd) = &self.kernel.initrd {
+            self.copy_out(slot, initrd, &directory.join("initrd")).await?;
+        }
+        filesystem::sync_parent(&directory).context("could not sync the EFI system partition")?;
+        let mut version = 0;
+        for known in &self.slots {
+            let versions = self.entries_of(&known.name)?.into_iter().map(|entry| entry.version);
+            version = versions.max().unwrap_or(0).max(version);
+        }
+        let text = self.entry_text(slot, release, version.saturating_add(1));
+        write(&self.esp.join(ENTRIES).join(format!("{OURS}-{slot}+1.conf")), &text)
+    }
+
+    async fn keep(&self, slot: &Name, other: &Name, spare: Spare) -> anyhow::Result<()> {
+        let entries = self.entries_of(slot)?;
+        let plain = self.esp.join(ENTRIES).join(format!("{OURS}-{slot}.conf"));
+        if let Some(counted) = entries.iter().filter(|entry| entry.left.is_some()).max_by_key(|e| e.version) {
+            // The directory has no other entry of the slot, unless a crash of the partition left one.
+            let renamed = filesystem::rename(&counted.path, &plain);
+            renamed.with_context(|| format!("could not rename {}", counted.path.display()))?;
+        } else if entries.is_empty() {
+            let error = anyhow!("{} is missing, so slot {slot} cannot be made the default", plain.display());
+            return Err(unusable(error, "write the entry of the slot that runs (slots.md)"));
+        }
+        for entry in self.entries_of(slot)?.iter().filter(|entry| entry.path != plain) {
+            remove(&entry.path)?;
+        }
+        // An entry with a higher version, or with tries left, would start before this slot.
+        let ours = self.entries_of(slot)?.first().map_or(0, |entry| entry.version);
+        for entry in self.entries_of(other)? {
+            if spare == Spare::Unusable || entry.left.is_some() || entry.version >= ours {
+                remove(&entry.path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().expect("a name")
+    }
+
+    fn loader(dir: &Path, entries: &[(&str, &str)]) -> anyhow::Result<SystemdBoot> {
+        fs::create_dir_all(dir.join(ENTRIES)).expect("a directory");
+        for (file, text) in entries {
+            fs::write(dir.join(ENTRIES).join(file), text).expect("write");
+        }
+        let slot = |name: &str| Slot { name: name.parse().expect("a name"), device: "/dev/null".into() };
+        let kernel = Kernel {
+            kernel: "vmlinuz".into(),
+            initrd: None,
+            options: "root=PARTLABEL=root-{slot} ro".into(),
+        };
+        SystemdBoot::open(dir, kernel, &[slot("a"), slot("b")], dir.join("mount"))
+    }
+
+    fn list(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir.join(ENTRIES)).expect("list").flatten();
+        let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_name_of_an_entry_has_its_slot_and_its_tries() {
+        let b = name("b");
+        assert_eq!(tries_left("distd-b.conf", &b), Some(None));
+        assert_eq!(tries_left("distd-b+1.conf", &b), Some(Some(1)));
+        assert_eq!(tries_left("distd-b+0-1.conf", &b), Some(Some(0)));
+        for other in ["distd-bc.conf", "distd-a.conf", "distd-b+1.conf.part", "distd-b+x.conf", "b.conf"] {
+            assert_eq!(tries_left(other, &b), None, "{other}");
+        }
+        // A slot may have any name, also one that looks like a count.
+        assert_eq!(tries_left("distd-b+1.conf", &name("b+1")), Some(None));
+    }
+
+    #[tokio::test]
+    async fn a_slot_that_is_kept_is_first_and_no_slot_that_may_be_half_written_starts() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let boot = loader(
+            dir.path(),
+            &[
+                ("distd-a.conf", "version 3\n"),
+                ("distd-b+0-1.conf", "version 4\n"),
+                ("debian.conf", "title Debian\n"),
+            ],
+        );
+        let boot = boot.expect("opens");
+        let (a, b) = (name("a"), name("b"));
+        assert_eq!(boot.default_slot().await.expect("reads"), Some(a.clone()));
+        boot.keep(&b, &a, Spare::Whole).await.expect("kept");
+        assert_eq!(list(dir.path()), ["debian.conf", "distd-a.conf", "distd-b.conf"]);
+        assert_eq!(boot.default_slot().await.expect("reads"), Some(b.clone()));
+        boot.keep(&b, &a, Spare::Unusable).await.expect("kept");
+        assert_eq!(list(dir.path()), ["debian.conf", "distd-b.conf"]);
+        assert!(boot.keep(&a, &b, Spare::Whole).await.is_err(), "there is no entry of a");
+        assert_eq!(list(dir.path()), ["debian.conf", "distd-b.conf"]);
+    }
+
+    #[tokio::test]
+    async fn going_back_removes_the_entry_that_would_start_before() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let boot = loader(dir.path(), &[("distd-a.conf", "version 3\n"), ("distd-b+1.conf", "version 4\n")]);
+        boot.expect("opens").keep(&name("a"), &name("b"), Spare::Whole).await.expect("kept");
+        assert_eq!(list(dir.path()), ["distd-a.conf"]);
+    }
+
+    #[test]
+    fn a_partition_without_our_entries_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        assert!(loader(dir.path(), &[("debian.conf", "")]).is_err());
+    }
+
+    #[test]
+    fn the_entry_names_kernel_options_and_slot() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let boot = loader(dir.path(), &[("distd-a.conf", "")]).expect("opens");
+        let release = About { product: name("os"), version: name("2") };
+        let text = boot.entry_text(&name("b"), &release, 5);
+        assert_eq!(
+            text,
+            "title os 2 (slot b)\nsort-key distd\nversion 5\nlinux /distd/b/linux\n\
+             options root=PARTLABEL=root-b ro distd.slot=b\n"
+        );
+        assert_eq!(version_of(&text), 5);
+    }
+}

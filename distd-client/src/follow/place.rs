@@ -1,0 +1,140 @@
+//! The place where a device that follows a channel has its releases: a directory, or two slots.
+
+use std::path::{Path, PathBuf};
+
+use distd_core::names::Name;
+
+use super::directory::Directory;
+use super::slots::Slots;
+
+/// The place.
+pub(super) enum Place {
+    /// A directory with a link to the release that runs.
+    Directory(Directory),
+    /// Two slots that the system is started from.
+    Slots(Slots),
+}
+
+/// Result of making a release the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activated {
+    /// It runs.
+    Now,
+    /// It runs after a restart of the system.
+    AfterRestart,
+}
+
+impl Place {
+    /// Version that runs.
+    ///
+    /// # Errors
+    /// When the place was changed by somebody else.
+    pub(super) fn running(&self) -> anyhow::Result<Option<Name>> {
+        match self {
+            Self::Directory(directory) => directory.current(),
+            Self::Slots(slots) => Ok(slots.running()),
+        }
+    }
+
+    /// Path to which a release is written.
+    pub(super) fn target(&self, version: &Name) -> PathBuf {
+        match self {
+            Self::Directory(directory) => directory.release(version),
+            Self::Slots(slots) => slots.other().device.clone(),
+        }
+    }
+
+    /// Path of a release that is here.
+    pub(super) fn path_of(&self, version: &Name) -> PathBuf {
+        match self {
+            Self::Directory(directory) => directory.release(version),
+            Self::Slots(slots) => slots.device_of(version).unwrap_or(&slots.other().device).to_owned(),
+        }
+    }
+
+    /// Paths of other releases, whose chunks are used.
+    pub(super) fn seeds(&self, target: &Path) -> Vec<PathBuf> {
+        match self {
+            Self::Directory(directory) => directory.others(target),
+            Self::Slots(slots) => vec![slots.booted().device.clone()],
+        }
+    }
+
+    /// Name of the slot to which a release is written; `None` in a directory.
+    pub(super) fn target_slot(&self) -> Option<&Name> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Slots(slots) => Some(&slots.other().name),
+        }
+    }
+
+    /// Name of the slot that runs; `None` in a directory.
+    pub(super) fn booted_slot(&self) -> Option<&Name> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Slots(slots) => Some(&slots.booted().name),
+        }
+    }
+
+    /// Prepares the target for being written, so that it is never started half-written.
+    ///
+    /// # Errors
+    /// When that cannot be made sure of.
+    pub(super) async fn protect(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Directory(_) => Ok(()),
+            Self::Slots(slots) => slots.protect().await,
+        }
+    }
+
+    /// Makes a release that is whole the next one.
+    ///
+    /// # Errors
+    /// When it could not be; the release so far stays.
+    pub(super) async fn activate(&self, version: &Name) -> anyhow::Result<Activated> {
+        match self {
+            Self::Directory(directory) => directory.activate(version).map(|()| Activated::Now),
+            Self::Slots(slots) => slots.try_once(version).await.map(|()| Activated::AfterRestart),
+        }
+    }
+
+    /// Makes the release that runs stay, because it works.
+    ///
+    /// # Errors
+    /// When it could not be; it then runs until the next restart.
+    pub(super) async fn confirm(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Directory(_) => Ok(()),
+            Self::Slots(slots) => slots.confirm().await,
+        }
+    }
+
+    /// Makes the release before the one that runs the next one; `from` is its version.
+    ///
+    /// # Errors
+    /// When it could not be.
+    pub(super) async fn go_back(&self, from: Option<&Name>) -> anyhow::Result<Activated> {
+        match self {
+            Self::Directory(directory) => {
+                match from {
+                    Some(from) if directory.has(from) => directory.activate(from)?,
+                    // The release before is gone, or there was none.
+                    Some(_) | None => directory.deactivate()?,
+                }
+                Ok(Activated::Now)
+            }
+            Self::Slots(slots) => slots.leave().await.map(|()| Activated::AfterRestart),
+        }
+    }
+
+    /// Whether the release that runs runs until the next restart only, and no attempt says why.
+    ///
+    /// # Errors
+    /// When the boot loader cannot be asked.
+    pub(super) async fn is_unconfirmed(&self) -> anyhow::Result<bool> {
+        match self {
+            Self::Directory(_) => Ok(false),
+            Self::Slots(slots) => slots.is_unconfirmed().await,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Restarts of the system, and how a device knows that one has happened.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::boot::run_program;
+
+/// File in which the system has the id of its boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Time after which a restart that did not happen is ordered again.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// Id of a boot of the system; zeros where the system has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BootId(pub(super) [u8; 16]);
+
+impl BootId {
+    /// Id of this boot.
+    pub(super) fn current() -> Self {
+        let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+        Self::parse(&text).unwrap_or_default()
+    }
+
+    /// Parses an id in hexadecimal digits, with or without hyphens.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        hex::decode(digits).ok()?.try_into().ok().map(Self)
+    }
+}
+
+impl std::fmt::Display for BootId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// Orders restarts.
+pub(super) struct Restarter {
+    /// For the shell; empty when something else restarts the system.
+    command: String,
+    ordered: Option<Instant>,
+}
+
+impl Restarter {
+    pub(super) fn new(command: &str) -> Self {
+        Self { command: command.to_owned(), ordered: None }
+    }
+
+    /// Orders a restart, unless one was ordered a short time ago.
+    ///
+    /// # Errors
+    /// When the command failed.
+    pub(super) async fn order(&mut self) -> anyhow::Result<()> {
+        if self.ordered.is_some_and(|at| at.elapsed() < AGAIN) {
+            return Ok(());
+        }
+        self.ordered = Some(Instant::now());
+        if self.command.is_empty() {
+            tracing::info!("the release starts with the next restart of the system");
+            return Ok(());
+        }
+        tracing::info!(command = self.command, "the system restarts");
+        run_program(Path::new("/bin/sh"), ["-c", &self.command], "").await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_of_a_boot_is_read_in_both_forms() {
+        let id = BootId::parse("01020304-0506-0708-090a-0b0c0d0e0f10\n").expect("an id");
+        assert_eq!(id.0[15], 16);
+        assert_eq!(BootId::parse(&id.to_string()), Some(id));
+        assert_eq!(BootId::parse("01"), None);
+    }
+
+    #[tokio::test]
+    async fn a_restart_is_ordered_once_and_a_failure_is_told() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mark = dir.path().join("mark");
+        let mut restarter = Restarter::new(&format!("echo x >>{}", mark.display()));
+        for _ in 0..2 {
+            restarter.order().await.expect("ordered");
+        }
+        assert_eq!(std::fs::read_to_string(&mark).expect("read"), "x\n");
+        assert!(
+            Restarter::new("echo no >&2; exit 3")
+                .order()
+                .await
+                .expect_err("fails")
+                .to_string()
+                .contains("no")
+        );
+        Restarter::new("").order().await.expect("something else restarts the system");
+    }
+}
