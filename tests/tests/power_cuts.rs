@@ -96,18 +96,6 @@ impl Recording {
         let each = wanted / self.pending_disks().max(1) + 1;
         for (number, event) in self.events.iter().enumerate() {
             storage.add(event);
-            let mut disks = vec![storage.disk_with(|_| false), storage.disk_with(|_| true)];
-            let pages: Vec<usize> = storage.pages.keys().copied().collect();
-            for page in &pages {
-                disks.push(storage.disk_with(|other| other != *page));
-                disks.push(storage.disk_with(|other| other == *page));
-            }
-            // The more pages there are, the more of their subsets.
-            let random = if pages.len() < 2 { 0 } else { (1usize << pages.len().min(20)).min(each) };
-            for _ in 0..random {
-                let chosen: Vec<usize> = pages.iter().copied().filter(|_| rng.below(2) == 1).collect();
-                disks.push(storage.disk_with(|page| chosen.binary_search(&page).is_ok()));
-            }
             let mut files = Vec::new();
             for count in 0..=storage.changes.len() {
                 files.push(storage.files_with(count, true));
@@ -115,15 +103,28 @@ impl Recording {
             }
             let hash_of = |files: &Files| blake3::hash(format!("{files:?}").as_bytes());
             let hashes: Vec<blake3::Hash> = files.iter().map(hash_of).collect();
-            for disk in &disks {
+            let mut look_at = |disk: &[u8]| {
                 let disk_hash = blake3::hash(disk);
                 for (files, hash) in files.iter().zip(&hashes) {
-                    if !seen.insert((disk_hash, *hash)) {
-                        continue;
+                    if seen.insert((disk_hash, *hash)) {
+                        faults
+                            .extend(self.fault(disk, files).map(|fault| format!("event {number}: {fault}")));
+                        take(number, disk, files);
                     }
-                    faults.extend(self.fault(disk, files).map(|fault| format!("event {number}: {fault}")));
-                    take(number, disk, files);
                 }
+            };
+            look_at(&storage.disk_with(|_| false));
+            look_at(&storage.disk_with(|_| true));
+            let pages: Vec<usize> = storage.pages.keys().copied().collect();
+            for page in &pages {
+                look_at(&storage.disk_with(|other| other != *page));
+                look_at(&storage.disk_with(|other| other == *page));
+            }
+            // The more pages there are, the more of their subsets.
+            let random = if pages.len() < 2 { 0 } else { (1usize << pages.len().min(20)).min(each) };
+            for _ in 0..random {
+                let chosen: Vec<usize> = pages.iter().copied().filter(|_| rng.below(2) == 1).collect();
+                look_at(&storage.disk_with(|page| chosen.binary_search(&page).is_ok()));
             }
         }
         (seen.len(), faults)

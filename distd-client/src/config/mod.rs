@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::fleet::window::Window;
 use distd_core::names::{Name, Wanted};
 use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::LimitsFile;
 use distd_peer::settings::{CommandLine, Resolved, SettingsError, SettingsFile, Source};
 use distd_peer::trust::files::{self, FileError};
+use jiff::tz::TimeZone;
 
 pub use self::table::TABLE;
 use crate::failure::{Code, Failure};
@@ -138,6 +140,12 @@ pub struct Values {
     pub kernel_options: String,
     /// Time between two looks at the channel.
     pub follow_poll: Duration,
+    /// Parts of the week in which releases may be fetched; empty for the whole week.
+    pub download_windows: Vec<Window>,
+    /// Parts of the week in which a device may begin to install a release; empty for the whole week.
+    pub install_windows: Vec<Window>,
+    /// Time zone of these; `None` for the system's.
+    pub time_zone: Option<TimeZone>,
     /// Directory with the programs that are run at each state of an attempt.
     pub hooks: PathBuf,
     /// Time limit of each of these programs.
@@ -173,6 +181,9 @@ impl Default for Values {
             initrd: None,
             kernel_options: String::new(),
             follow_poll: FOLLOW_POLL,
+            download_windows: Vec::new(),
+            install_windows: Vec::new(),
+            time_zone: None,
             hooks: HOOKS.into(),
             hook_limit: HOOK_LIMIT,
         }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use distd_core::api::Word;
+use distd_core::fleet::window::{Window, WindowError};
 use distd_core::names::{Name, Wanted};
+use distd_peer::rates::time_zone;
 use distd_peer::settings::{Setting, Shown, Table, filled, flag, number, parsed, without_password};
 use serde::Deserialize;
 
@@ -18,6 +20,11 @@ fn optional(text: Option<&str>) -> Shown {
 /// Returns the text of a path that may be absent.
 fn path(path: Option<&PathBuf>) -> Shown {
     Shown::Text(path.map_or_else(String::new, |path| path.display().to_string()))
+}
+
+/// Parses a part of the week.
+fn window(text: &str) -> Result<Window, String> {
+    text.parse().map_err(|error: WindowError| format!("cannot be used: {error}"))
 }
 
 /// Parses the name and the device of a slot.
@@ -359,6 +366,40 @@ pub const TABLE: Table<Values> = Table {
                 number(text, 1..=DAY_SECONDS).map(|seconds| s.follow_poll = Duration::from_secs(seconds))
             },
             show: |s| Shown::Number(s.follow_poll.as_secs().into()),
+        },
+        Setting {
+            key: "follow.download_windows",
+            option: "download-window",
+            variable: "DISTD_DOWNLOAD_WINDOWS",
+            value: "DAYS FROM-TO",
+            several: true,
+            default: "the whole week",
+            help: "Parts of the week in which a fetch of a release may begin, as in `mon-fri 22:00-05:00`",
+            set: |s, text| window(text).map(|window| s.download_windows.push(window)),
+            show: |s| Shown::List(s.download_windows.iter().map(ToString::to_string).collect()),
+        },
+        Setting {
+            key: "follow.install_windows",
+            option: "install-window",
+            variable: "DISTD_INSTALL_WINDOWS",
+            value: "DAYS FROM-TO",
+            several: true,
+            default: "the whole week",
+            help: "Parts of the week in which the device may begin to install a release, which may restart it. Before \
+                   that, it fetches the release",
+            set: |s, text| window(text).map(|window| s.install_windows.push(window)),
+            show: |s| Shown::List(s.install_windows.iter().map(ToString::to_string).collect()),
+        },
+        Setting {
+            key: "follow.time_zone",
+            option: "time-zone",
+            variable: "DISTD_TIME_ZONE",
+            value: "ZONE",
+            several: false,
+            default: "the system's",
+            help: "Time zone of these windows, as in Europe/Berlin",
+            set: |s, text| time_zone(text).map(|zone| s.time_zone = Some(zone)),
+            show: |s| optional(s.time_zone.as_ref().and_then(|zone| zone.iana_name())),
         },
         Setting {
             key: "follow.hooks",

@@ -25,12 +25,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use distd_core::error::Chain;
+use distd_core::fleet::window::{Window, is_open};
 use distd_core::names::{Name, Wanted};
 use distd_peer::filesystem;
 use distd_peer::net::Outbound;
 use distd_peer::parents::Parents;
 use distd_peer::random;
+use distd_peer::rates::local_time;
 use distd_peer::trust::identity::NodeIdentity;
+use jiff::tz::TimeZone;
 use tokio::sync::watch;
 
 pub use self::boot::LoaderKind;
@@ -84,6 +87,8 @@ pub struct FollowRequest {
     place: PlaceSettings,
     /// Time between two looks at the channel.
     pub poll: Duration,
+    /// Parts of the week in which the device may act.
+    windows: Windows,
     /// Directory with the programs that are run at each state.
     pub hooks: PathBuf,
     /// Time limit of each of these programs.
@@ -124,6 +129,11 @@ impl FollowRequest {
             channel,
             place,
             poll: settings.follow_poll,
+            windows: Windows {
+                download: settings.download_windows.clone(),
+                install: settings.install_windows.clone(),
+                zone: settings.time_zone.clone(),
+            },
             hooks: settings.hooks.clone(),
             hook_limit: settings.hook_limit,
             data: data.to_owned(),
@@ -132,6 +142,31 @@ impl FollowRequest {
             outbound: settings.outbound(sharing.connectivity)?,
             sharing,
         }))
+    }
+}
+
+/// Parts of the week in which the device may act; an empty list is the whole week.
+#[derive(Clone, Debug)]
+struct Windows {
+    download: Vec<Window>,
+    install: Vec<Window>,
+    /// Time zone of the windows; `None` for the system's.
+    zone: Option<TimeZone>,
+}
+
+/// Freedom of a device to act now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MayNow {
+    /// A fetch may begin.
+    download: bool,
+    /// An installation may begin.
+    install: bool,
+}
+
+impl Windows {
+    fn now(&self) -> MayNow {
+        let at = local_time(self.zone.as_ref());
+        MayNow { download: is_open(&self.download, at), install: is_open(&self.install, at) }
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Step {
     pub(super) tries: u32,
     /// This boot of the system.
     pub(super) boot: BootId,
+    /// Release that was fetched before it may be installed.
+    prefetched: Option<Name>,
 }
 
 pub(super) fn local(error: io::Error) -> anyhow::Error {
@@ -101,6 +103,7 @@ impl Step {
             restarter,
             tries,
             boot,
+            prefetched: None,
             request,
         }
     }
@@ -193,6 +196,15 @@ impl Step {
         {
             return Ok(());
         }
+        let may = self.request.windows.now();
+        let is_here = self.prefetched.as_ref() == Some(&version);
+        if self.journal.under_way().is_none() && !(may.install && (may.download || is_here)) {
+            self.held = Some(Held::Window);
+            if may.download && !is_here {
+                self.prefetch(&version).await?;
+            }
+            return Ok(());
+        }
         if self.journal.under_way().is_none() {
             let attempt = Attempt {
                 rollout: id,
@@ -211,6 +223,22 @@ impl Step {
         }
         self.report().await;
         self.install(&version).await
+    }
+
+    /// Fetches a release that may be installed later. No attempt begins: its time-out would pass
+    /// while the device waits.
+    async fn prefetch(&mut self, version: &Name) -> anyhow::Result<()> {
+        self.report().await;
+        self.place.protect().await?;
+        let out = self.place.target(version);
+        let request = self.pull_request(Some((&out, version)))?;
+        let pulled = pull(&request, Arc::new(Ignored)).await;
+        // A pull that ended well has recorded the release as the channel's latest here.
+        self.remember_release(self.place.running()?).await?;
+        pulled?;
+        tracing::info!(%version, "fetched; it is installed when a window opens");
+        self.prefetched = Some(version.clone());
+        Ok(())
     }
 
     /// Ends an attempt that is under way without a result: the device is to run another release by

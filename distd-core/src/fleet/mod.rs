@@ -10,6 +10,7 @@ mod rights;
 pub mod rollout;
 mod selector;
 mod statement;
+pub mod window;
 
 pub use capability::{
     CAPABILITY_BYTES_MAX, Capability, CapabilityError, Entitlement, SignedCapability, capability_message,

@@ -1,8 +1,9 @@
 //! The `[limits]` section of configuration files: its form and its checks.
 
+use distd_core::fleet::window::{Window, parse_days, parse_minute};
 use serde::{Deserialize, Serialize};
 
-use super::schedule::{Schedule, Window};
+use super::schedule::{RateWindow, Schedule};
 use super::{Class, Limit, Limits};
 
 /// Lowest accepted rate, bytes a second. At a lower rate a chunk would take longer than any peer
@@ -107,60 +108,33 @@ impl Checker {
         }
     }
 
-    /// Returns the window's class and its (days, from, to), each as far as it can be parsed.
-    fn window(&mut self, name: &str, file: &WindowFile) -> (Option<Class>, Option<(u8, u16, u16)>) {
+    /// Returns the window's class and its part of the week, each as far as it can be parsed.
+    fn window(&mut self, name: &str, file: &WindowFile) -> (Option<Class>, Option<Window>) {
         let class = file.class.as_deref().map(str::parse::<Class>);
         if let Some(Err(wrong)) = &class {
             self.wrong.push(format!("{name}.class = {wrong}"));
         }
-        let days = file.days.as_deref().map_or(Some(0x7f), days);
-        if days.is_none() {
-            let text = file.days.as_deref().unwrap_or_default();
-            self.wrong.push(format!("{name}.days = {text:?}: write days as in \"mon-fri\" or \"sat,sun\""));
+        let days = file.days.as_deref().map_or(Ok(0x7f), parse_days);
+        if let Err(error) = &days {
+            self.wrong.push(format!("{name}.days: {error}"));
         }
         let mut time = |key: &str, text: &str| {
-            let minute = minute(text);
-            if minute.is_none() {
-                self.wrong.push(format!("{name}.{key} = {text:?}: write a time as in \"08:00\""));
+            let minute = parse_minute(text);
+            if let Err(error) = &minute {
+                self.wrong.push(format!("{name}.{key}: {error}"));
             }
-            minute
+            minute.ok()
         };
-        let (from, to) = (time("from", &file.from), time("to", &file.to));
-        if from.is_some() && from == to {
-            self.wrong.push(format!("{name} is empty: for a whole day write \"00:00\" to \"24:00\""));
-        }
-        if from == Some(24 * 60) {
-            self.wrong.push(format!("{name}.from = \"24:00\": write \"00:00\""));
+        let times = time("from", &file.from).zip(time("to", &file.to));
+        let when = days.ok().zip(times).map(|(days, (from, to))| Window::new(days, from, to));
+        if let Some(Err(error)) = &when {
+            self.wrong.push(format!("{name}: {error}"));
         }
         if file.upload_bytes_per_second.is_none() && file.download_bytes_per_second.is_none() {
             self.wrong.push(format!("{name} changes nothing: give it a rate"));
         }
-        (class.and_then(Result::ok), days.zip(from).zip(to).map(|((days, from), to)| (days, from, to)))
+        (class.and_then(Result::ok), when.and_then(Result::ok))
     }
-}
-
-/// Parses `mon-fri`, `sat,sun` or `fri-mon` into a set with one bit for each day, Monday lowest.
-fn days(text: &str) -> Option<u8> {
-    const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
-    let day = |name: &str| NAMES.iter().position(|known| *known == name.trim().to_ascii_lowercase());
-    text.split(',').try_fold(0, |set, part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (mut at, last) = (day(first)?, day(last)?);
-        let mut set = set | 1 << last;
-        while at != last {
-            set |= 1 << at;
-            at = (at + 1) % 7;
-        }
-        Some(set)
-    })
-}
-
-/// Parses `HH:MM`, up to `24:00`, into minutes of the day.
-fn minute(text: &str) -> Option<u16> {
-    let (hour, minute) = text.split_once(':')?;
-    let two = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
-    let (hour, minute) = (two(hour)?, two(minute)?);
-    (minute < 60 && hour * 60 + minute <= 24 * 60).then_some(hour * 60 + minute)
 }
 
 impl LimitsFile {
@@ -209,18 +183,18 @@ impl LimitsFile {
         }
         for (n, file) in self.windows.iter().enumerate() {
             let name = format!("limits.windows[{n}]");
-            let (class, times) = checker.window(&name, file);
+            let (class, when) = checker.window(&name, file);
             for (key, rate, limit) in [
                 ("upload_bytes_per_second", file.upload_bytes_per_second, &mut limits.upload),
                 ("download_bytes_per_second", file.download_bytes_per_second, &mut limits.download),
             ] {
                 let rate = checker.rate(&format!("{name}.{key}"), rate);
-                let Some((rate, (days, from, to))) = rate.zip(times) else { continue };
+                let Some((rate, when)) = rate.zip(when) else { continue };
                 let schedule: &mut Schedule = match class {
                     Some(class) => limit.of(class),
                     None => &mut limit.all,
                 };
-                schedule.windows.push(Window { days, from, to, rate });
+                schedule.windows.push(RateWindow { when, rate });
             }
         }
         if checker.wrong.is_empty() { Ok(limits) } else { Err(LimitsError(checker.wrong)) }
@@ -256,7 +230,8 @@ impl Limit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::schedule::LocalTime;
+    use distd_core::fleet::window::WeekTime;
+
     use super::*;
 
     #[test]
@@ -286,7 +261,7 @@ mod tests {
             ("limits.windows[0].from", "08:00"),
             ("limits.windows[0].to", "25:00"),
             ("limits.windows[0].download_bytes_per_second", "4096"),
-            ("limits.windows[1] is empty", "24:00"),
+            ("limits.windows[1]: the window is empty", "24:00"),
             ("limits.windows[1] changes nothing", "rate"),
         ] {
             let said = wrong.iter().any(|line| line.starts_with(place) && line.contains(part));
@@ -309,7 +284,7 @@ mod tests {
             ]
         "#;
         let limits = toml::from_str::<LimitsFile>(text).expect("TOML").check().expect("right");
-        let at = |day, hour: u16| LocalTime { day, minute: hour * 60 };
+        let at = |day, hour: u16| WeekTime { day, minute: hour * 60 };
         let rates = |day, hour| {
             let (all, prefetch) = (&limits.download.all, &limits.download.classes[Class::Prefetch as usize]);
             (all.rate_at(at(day, hour)), prefetch.rate_at(at(day, hour)))
@@ -320,6 +295,6 @@ mod tests {
         assert_eq!(rates(0, 5), (Some(8_000_000), Some(4_000_000)), "since Sunday");
         assert_eq!(rates(3, 23), (Some(8_000_000), Some(1_000_000)));
         assert!(limits.upload.all.is_free());
-        assert_eq!(days("sat-mon,wed"), Some(0b110_0101));
+        assert_eq!(parse_days("sat-mon,wed"), Ok(0b110_0101));
     }
 }

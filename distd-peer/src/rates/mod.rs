@@ -9,7 +9,7 @@ mod schedule;
 
 pub use file::{LimitsError, LimitsFile, RATE_MIN, RatesFile, WindowFile};
 pub(crate) use rate::LIMITED_PIECE;
-pub use schedule::{LocalTime, Schedule, Window};
+pub use schedule::{RateWindow, Schedule, local_time, time_zone};
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use distd_core::fleet::window::WeekTime;
 use governor::clock::{Clock, MonotonicClock, Reference};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::HashMapStateStore;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{NotUntil, Quota, RateLimiter};
 
-use super::schedule::{LocalTime, Schedule};
+use super::schedule::{Schedule, local_time};
 
 /// Bytes that one token stands for: fine enough for 1 KB/s, coarse enough for the bucket's clock at
 /// many GB/s.
@@ -47,7 +48,7 @@ pub(super) struct Rate<C: Clock = MonotonicClock> {
     /// One bucket for each rate of the schedule.
     buckets: Vec<(u64, Bucket<C>)>,
     clock: C,
-    local: Box<dyn Fn() -> LocalTime + Send + Sync>,
+    local: Box<dyn Fn() -> WeekTime + Send + Sync>,
     /// Time of the last reading of the time of day, and the index of the bucket in force since
     /// then.
     looked: Mutex<Option<(C::Instant, Option<usize>)>>,
@@ -55,12 +56,12 @@ pub(super) struct Rate<C: Clock = MonotonicClock> {
 
 impl Rate {
     pub(super) fn new(schedule: Schedule) -> Self {
-        Self::with_clocks(schedule, MonotonicClock, Box::new(LocalTime::now))
+        Self::with_clocks(schedule, MonotonicClock, Box::new(|| local_time(None)))
     }
 }
 
 impl<C: Clock + Clone> Rate<C> {
-    fn with_clocks(schedule: Schedule, clock: C, local: Box<dyn Fn() -> LocalTime + Send + Sync>) -> Self {
+    fn with_clocks(schedule: Schedule, clock: C, local: Box<dyn Fn() -> WeekTime + Send + Sync>) -> Self {
         let mut rates: Vec<u64> = schedule.rates().collect();
         rates.sort_unstable();
         rates.dedup();
@@ -151,7 +152,7 @@ mod tests {
 
     use governor::clock::FakeRelativeClock;
 
-    use super::super::schedule::Window;
+    use super::super::schedule::RateWindow;
     use super::*;
 
     const PIECE: NonZeroU32 = NonZeroU32::new(PIECE_TOKENS).expect("not zero");
@@ -184,9 +185,9 @@ mod tests {
     fn the_rate_follows_the_time_of_day() {
         let (clock, minute) = (FakeRelativeClock::default(), Arc::new(AtomicU16::new(7 * 60)));
         let local = minute.clone();
-        let window = Window { days: 0x7f, from: 8 * 60, to: 18 * 60, rate: 64 << 10 };
+        let window = RateWindow { when: "08:00-18:00".parse().expect("a window"), rate: 64 << 10 };
         let schedule = Schedule { otherwise: Some(1 << 20), windows: vec![window] };
-        let local = Box::new(move || LocalTime { day: 0, minute: local.load(Ordering::Relaxed) });
+        let local = Box::new(move || WeekTime { day: 0, minute: local.load(Ordering::Relaxed) });
         let rate = Rate::with_clocks(schedule, clock.clone(), local);
         for (hour, per_second) in [(7, 1 << 20), (8, 64 << 10), (18, 1 << 20)] {
             minute.store(hour * 60, Ordering::Relaxed);
@@ -196,7 +197,7 @@ mod tests {
         }
         // Outside of the windows there is no limit, as the schedule names none.
         let schedule = Schedule { otherwise: None, windows: vec![window] };
-        let local = Box::new(|| LocalTime { day: 0, minute: 0 });
+        let local = Box::new(|| WeekTime { day: 0, minute: 0 });
         let free = Rate::with_clocks(schedule, clock, local);
         assert!((0..10_000).all(|_| free.take(PIECE).is_ok()));
     }

@@ -1,50 +1,37 @@
 //! [`Schedule`]: a rate that depends on the time of day.
 
-/// Minutes in a day.
-const DAY: u16 = 24 * 60;
+use distd_core::fleet::window::{WeekTime, Window};
+use jiff::Zoned;
+use jiff::tz::TimeZone;
 
-/// Day of the week and time of day in this node's time zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalTime {
-    /// Day of the week, Monday is 0.
-    pub day: u8,
-    /// Minute of the day, `0..1440`.
-    pub minute: u16,
+/// Reads the clock of the system, in its time zone if `zone` is `None`; UTC if it has none.
+pub fn local_time(zone: Option<&TimeZone>) -> WeekTime {
+    let now = Zoned::now();
+    let now = match zone {
+        Some(zone) => now.with_time_zone(zone.clone()),
+        None => now,
+    };
+    WeekTime {
+        day: now.weekday().to_monday_zero_offset().unsigned_abs(),
+        minute: u16::from(now.hour().unsigned_abs()) * 60 + u16::from(now.minute().unsigned_abs()),
+    }
 }
 
-impl LocalTime {
-    /// Reads the clock and the time zone of the system; UTC if no zone is set.
-    pub fn now() -> Self {
-        let now = jiff::Zoned::now();
-        Self {
-            day: now.weekday().to_monday_zero_offset().unsigned_abs(),
-            minute: u16::from(now.hour().unsigned_abs()) * 60 + u16::from(now.minute().unsigned_abs()),
-        }
-    }
+/// Parses the name of a time zone, as in `Europe/Berlin`.
+///
+/// # Errors
+/// The end of a sentence about the name.
+pub fn time_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| "is no time zone that this system knows, as in Europe/Berlin".to_owned())
 }
 
 /// A part of the week with its own rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Days on which the window begins, one bit each, Monday lowest.
-    pub days: u8,
-    /// First minute of the day.
-    pub from: u16,
-    /// First minute after the window; on the next day if it is not after `from`.
-    pub to: u16,
+pub struct RateWindow {
+    /// The part of the week.
+    pub when: Window,
     /// Rate in bytes a second.
     pub rate: u64,
-}
-
-impl Window {
-    fn holds(&self, at: LocalTime) -> bool {
-        let begins = |day: u8| self.days & (1 << day) != 0;
-        if self.from < self.to {
-            return begins(at.day) && (self.from..self.to).contains(&at.minute);
-        }
-        let before = (at.day + 6) % 7;
-        (begins(at.day) && (self.from..DAY).contains(&at.minute)) || (begins(before) && at.minute < self.to)
-    }
 }
 
 /// Rate in bytes a second over the week.
@@ -53,13 +40,13 @@ pub struct Schedule {
     /// Rate outside of all windows; `None` is no limit.
     pub otherwise: Option<u64>,
     /// Windows; where several overlap the first one counts.
-    pub windows: Vec<Window>,
+    pub windows: Vec<RateWindow>,
 }
 
 impl Schedule {
     /// Returns the rate in force at a time; `None` is no limit.
-    pub fn rate_at(&self, at: LocalTime) -> Option<u64> {
-        self.windows.iter().find(|window| window.holds(at)).map(|window| window.rate).or(self.otherwise)
+    pub fn rate_at(&self, at: WeekTime) -> Option<u64> {
+        self.windows.iter().find(|window| window.when.holds(at)).map(|window| window.rate).or(self.otherwise)
     }
 
     /// Iterates over all rates of the schedule.
@@ -75,13 +62,16 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use distd_core::fleet::window::DAY_MINUTES;
+
     use super::*;
 
     #[test]
     fn a_window_holds_on_its_days_and_over_midnight() {
-        let office = Window { days: 0b001_1111, from: 8 * 60, to: 18 * 60, rate: 1 };
-        let night = Window { days: 0b100_0000, from: 22 * 60, to: 6 * 60, rate: 2 };
-        let whole = Window { days: 0b010_0000, from: 0, to: DAY, rate: 3 };
+        let window = |text: &str, rate| RateWindow { when: text.parse().expect("a window"), rate };
+        let office = window("mon-fri 08:00-18:00", 1);
+        let night = window("sun 22:00-06:00", 2);
+        let whole = window("sat 00:00-24:00", 3);
         let schedule = Schedule { otherwise: Some(9), windows: vec![office, night, whole] };
         for (day, hour, rate) in [
             (0, 7, 9),
@@ -96,15 +86,18 @@ mod tests {
             (0, 6, 9),
             (6, 5, 9),
         ] {
-            let at = LocalTime { day, minute: hour * 60 };
+            let at = WeekTime { day, minute: hour * 60 };
             assert_eq!(schedule.rate_at(at), Some(rate), "{at:?}");
         }
-        assert_eq!(Schedule::default().rate_at(LocalTime { day: 0, minute: 0 }), None);
+        assert_eq!(Schedule::default().rate_at(WeekTime { day: 0, minute: 0 }), None);
     }
 
     #[test]
     fn the_system_knows_what_time_it_is() {
-        let now = LocalTime::now();
-        assert!(now.day < 7 && now.minute < DAY);
+        for zone in [None, Some(&time_zone("Asia/Kolkata").expect("a zone"))] {
+            let now = local_time(zone);
+            assert!(now.day < 7 && now.minute < DAY_MINUTES);
+        }
+        assert!(time_zone("Nowhere/Land").is_err());
     }
 }

@@ -20,8 +20,8 @@ use crate::disks::Loop;
 use crate::lab::{Daemon, Lab, wait_until};
 use crate::recorder;
 
-/// Size of a slot, bytes; several times that of a release.
-const SLOT_BYTES: u64 = 1 << 20;
+/// Size of a slot, bytes; larger than the releases of all tests.
+const SLOT_BYTES: u64 = 512 << 10;
 
 /// Text in a release that does not start: the system panics, and the firmware begins again.
 pub const PANICS: &str = "THIS RELEASE PANICS";

@@ -146,6 +146,8 @@ pub enum Held {
         /// Number of attempts.
         attempts: u32,
     },
+    /// No window of the device is open.
+    Window,
     /// The document is of a later form.
     Form,
     /// A reason that only later releases of distd know.
@@ -166,6 +168,7 @@ impl fmt::Display for Held {
             Self::Halted => f.write_str("the rollout is halted"),
             Self::Failed { attempts: 1 } => f.write_str("the release failed on this device"),
             Self::Failed { attempts } => write!(f, "the release failed {attempts} times on this device"),
+            Self::Window => f.write_str("none of this device's windows for updates is open"),
             Self::Unknown => f.write_str("a reason that only later releases of distd know"),
             Self::Form => f.write_str(
                 "the rollout is of a form that only later releases of distd know: update distd on this device",
