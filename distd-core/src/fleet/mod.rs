@@ -9,6 +9,7 @@ pub mod report;
 mod rights;
 pub mod rollout;
 mod selector;
+pub mod state;
 mod statement;
 
 pub use capability::{

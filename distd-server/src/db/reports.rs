@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use distd_core::NodeId;
 use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
+use distd_core::fleet::state::Seen;
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
@@ -38,6 +39,13 @@ pub struct Follower {
     pub held: Option<Held>,
     /// State and number of its newest attempt at the rollout; `None` without one.
     pub attempt: Option<(AttemptState, u32)>,
+}
+
+impl Follower {
+    /// The report as far as the state of the update is concerned.
+    pub fn seen(&self) -> Seen<'_> {
+        Seen { version: self.version.as_ref(), held: self.held, attempt: self.attempt }
+    }
 }
 
 /// Newest report of a node.
