@@ -7,6 +7,8 @@
 mod fleet;
 #[path = "storage/rollouts.rs"]
 mod rollouts;
+#[path = "storage/state.rs"]
+mod state;
 #[path = "storage/world.rs"]
 mod world;
 

@@ -5,6 +5,7 @@ pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
+pub(crate) mod fleet;
 pub(crate) mod grant;
 pub(crate) mod group;
 pub(crate) mod login;

@@ -91,7 +91,7 @@ pub struct FleetCount {
 }
 
 /// Sums over the fleet: over its devices that are not revoked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FleetStatus {
     /// Time of the sums, unix seconds.

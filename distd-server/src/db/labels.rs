@@ -106,7 +106,20 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn labels(&self) -> Result<HashMap<String, Labels>, DbError> {
-        let rows = sqlx::query("SELECT node, source, key, value FROM node_labels").fetch_all(&self.pool);
+        // An id is 32 hexadecimal digits.
+        self.labels_between("", "g").await
+    }
+
+    /// Labels of the nodes with ids from `first` to `last` that have any, by id.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn labels_between(&self, first: &str, last: &str) -> Result<HashMap<String, Labels>, DbError> {
+        let rows =
+            sqlx::query("SELECT node, source, key, value FROM node_labels WHERE node BETWEEN $1 AND $2")
+                .bind(first.to_owned())
+                .bind(last.to_owned())
+                .fetch_all(&self.pool);
         let read = |rows: Vec<AnyRow>| {
             let mut all: HashMap<String, Labels> = HashMap::new();
             for row in &rows {

@@ -9,8 +9,10 @@ mod channels;
 mod chunks;
 mod commit;
 mod compact;
+mod conditions;
 mod doomed;
 mod enrol;
+mod fleet;
 mod found;
 mod grants;
 mod groups;
@@ -40,6 +42,7 @@ pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
+pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts};
 pub use found::FOUND_MAX;
 pub use grants::{AddGrants, GrantRow};
 pub use groups::{GroupRow, Members, PutGroup, RemoveGroup};
@@ -450,6 +453,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0010_moves"),
     migration!("0011_fleet"),
     migration!("0012_rollouts"),
+    migration!("0013_fleet_state"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -623,6 +627,7 @@ mod tests {
             ("moves", "be74c9a3367aade9", "ad0eead07e6d3394"),
             ("fleet", "16c78939fd390cd1", "2a8dff128b6f38ca"),
             ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
+            ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -11,6 +11,7 @@ mod connections;
 mod content;
 mod drain;
 mod error;
+mod fleet;
 mod grants;
 mod groups;
 mod manifests;
@@ -127,6 +128,7 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         tokens::routes(),
         nodes::routes(),
+        fleet::routes(),
         groups::routes(),
         grants::routes(),
         rollouts::routes(),

@@ -107,9 +107,14 @@ pub(super) async fn show(
     _: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
 ) -> Result<Json<NodeDetail>, ApiError> {
+    Ok(Json(detail(&app, &id).await?))
+}
+
+/// A node with its labels by source, its groups, grants and pins.
+pub(super) async fn detail(app: &App, id: &str) -> Result<NodeDetail, ApiError> {
     let db = app.origin.db();
-    let row = db.node(&id).await?.ok_or_else(unknown)?;
-    let MemberRow { member, revoked, .. } = db.member(&id).await?.ok_or_else(unknown)?;
+    let row = db.node(id).await?.ok_or_else(unknown)?;
+    let MemberRow { member, revoked, .. } = db.member(id).await?.ok_or_else(unknown)?;
     let selectors = db.selectors().await?;
     let listed = member.listed.iter().chain(selectors.keys()).filter(|name| member.is_in(name, &selectors));
     let groups: BTreeSet<String> = listed.map(ToString::to_string).collect();
@@ -120,17 +125,17 @@ pub(super) async fn show(
             && member.is_granted_as(&row.grant.group, &selectors)
     };
     let grants = db.grants().await?.into_iter().filter(gives).map(|row| grant_info(row, now));
-    Ok(Json(NodeDetail {
-        node: node(row, &member.labels, db.reports(Some(&id)).await?.remove(&id)),
+    Ok(NodeDetail {
+        node: node(row, &member.labels, db.reports(Some(id)).await?.remove(id)),
         groups: [EVERYONE.to_owned()].into_iter().chain(groups).collect(),
         grants: grants.collect(),
         pins: db
-            .pins_of(&id)
+            .pins_of(id)
             .await?
             .into_iter()
             .map(|(product, version)| (product.to_string(), version.to_string()))
             .collect(),
-    }))
+    })
 }
 
 /// Sets and removes labels that an operator gave a node. Labels of its join token and its facts

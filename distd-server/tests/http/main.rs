@@ -7,6 +7,7 @@ mod products;
 mod publishers;
 mod refusals;
 mod releases;
+mod state;
 mod tokens;
 mod withdraw;
 mod world;
