@@ -1,8 +1,8 @@
 //! Requests about labels, groups and grants.
 
 use distd_core::api::{
-    ChangeLabels, FleetNode, FleetPage, FleetStatus, GrantList, GroupList, GroupMembers, GroupSelection,
-    NewGrants, NewGroup, NodeDetail, NodeLabels, Pin,
+    AuditPage, ChangeLabels, FleetNode, FleetPage, FleetStatus, GrantList, GroupList, GroupMembers,
+    GroupSelection, NewGrants, NewGroup, NodeDetail, NodeLabels, Pin,
 };
 use reqwest::Method;
 
@@ -27,6 +27,11 @@ impl Api {
     /// Returns everything that is known about one node.
     pub(crate) async fn fleet_node(&self, id: &str) -> Result<FleetNode, ApiError> {
         self.get(&["v1", "fleet", "nodes", id]).await
+    }
+
+    /// Returns a page of the audit log.
+    pub(crate) async fn audit(&self, query: &Query) -> Result<AuditPage, ApiError> {
+        self.send_json(self.asked(&["v1", "audit"], query)).await
     }
 
     /// Changes the labels that an operator gave a node; returns all its labels.

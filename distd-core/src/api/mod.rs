@@ -7,6 +7,7 @@
 //! answer, because a newer origin may have more; an unknown word is a [`Word::Other`]. A field that
 //! newer origins have, and older clients or origins do not, has a default.
 
+mod audit;
 mod channels;
 mod error;
 mod fleet;
@@ -23,6 +24,7 @@ mod uploads;
 mod why;
 mod word;
 
+pub use audit::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
 pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
 };

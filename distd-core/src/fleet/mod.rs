@@ -1,6 +1,7 @@
 //! The fleet: labels and groups of nodes, and what nodes may do (docs/fleet.md). Pure functions:
 //! the origin decides by them, and every node that serves checks by them.
 
+pub mod audit;
 mod capability;
 mod grants;
 mod labels;

@@ -7,11 +7,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::api::label_texts;
 use distd_core::bounds::LABELS_MAX;
 use distd_core::fleet::{LabelKey, LabelMap, LabelValue, Labels, Member};
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
+use super::audit::append;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed, nodes};
 
@@ -182,6 +185,9 @@ impl Db {
         if labels.operator.len() > LABELS_MAX {
             return Ok(ChangeLabels::TooMany);
         }
+        let removed: Vec<_> = remove.iter().map(LabelKey::as_str).collect();
+        let details = json!({"set": label_texts(set), "remove": removed});
+        append(&mut tx, &self.acting, "node.label", node, &details).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(ChangeLabels::Changed(labels))

@@ -3,8 +3,8 @@
 //!
 //! Table `node_reports`: number and time of the newest report of each node.
 //!
-//! Table `node_running`: what each node runs, by its newest report, with copies of all that the sums
-//! over the fleet need (`fleet.rs`).
+//! Table `node_running`: what each node runs, by its newest report, with copies of all that the
+//! sums over the fleet need (`fleet.rs`).
 //!
 //! Table `rollout_attempts`: the newest attempt of each node at each rollout.
 

@@ -4,6 +4,7 @@
 //! No length from a caller is trusted: each route bounds its body and reads it in pieces. A change
 //! of the database or the store runs in a task of its own, which goes on if the connection ends.
 
+mod audit;
 mod auth;
 mod body;
 mod channels;
@@ -132,6 +133,7 @@ fn routes() -> impl Iterator<Item = Route> {
         groups::routes(),
         grants::routes(),
         rollouts::routes(),
+        audit::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()

@@ -21,9 +21,8 @@ use super::auth::{Caller, ToAdminister};
 use super::body::{Incoming, JsonBody, OptionalJsonBody, PathParams};
 use super::grants::grant_info;
 use super::route::{Route, routes};
-use super::tokens::join_token_id;
 use super::{ApiError, App};
-use crate::db::{self, GrantRow, MemberRow, NodeRow, PinNode, ReportRow};
+use crate::db::{self, GrantRow, MemberRow, NodeRow, PinNode, ReportRow, join_token_id};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, show, label, pin, unpin, revoke, enroll]
@@ -159,7 +158,7 @@ pub(super) async fn label(
         let message = format!("the label {key} is both set and removed");
         return Err(ApiError::bad_request(message, "name each key once"));
     }
-    match app.origin.db().change_labels(&id, &set, &remove).await? {
+    match caller.db(&app).change_labels(&id, &set, &remove).await? {
         db::ChangeLabels::UnknownNode => Err(unknown()),
         db::ChangeLabels::TooMany => Err(too_many_labels()),
         db::ChangeLabels::Changed(labels) => {
@@ -182,7 +181,7 @@ pub(super) async fn pin(
 ) -> Result<StatusCode, ApiError> {
     let version: Name =
         wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;
-    match app.origin.db().pin_node(&id, &product, &version).await? {
+    match caller.db(&app).pin_node(&id, &product, &version).await? {
         PinNode::Pinned => {
             tracing::info!(node = id, %product, %version, by = caller.row.label, "node pinned");
             Ok(StatusCode::NO_CONTENT)
@@ -205,7 +204,7 @@ pub(super) async fn unpin(
     caller: Caller<ToAdminister>,
     PathParams((id, product)): PathParams<(String, Name)>,
 ) -> Result<StatusCode, ApiError> {
-    if !app.origin.db().unpin_node(&id, &product).await? {
+    if !caller.db(&app).unpin_node(&id, &product).await? {
         return Err(ApiError::unlisted(&format!("pin of this node to {product}"), "GET /v1/nodes/{id}"));
     }
     tracing::info!(node = id, %product, by = caller.row.label, "pin removed");
@@ -220,18 +219,18 @@ pub(super) async fn unpin(
     ), security(("token" = ["admin"])))]
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
     OptionalJsonBody(also): OptionalJsonBody<RevokeNode>,
 ) -> Result<Response, ApiError> {
     if !also.tokens {
-        if !app.origin.revoke_node(&id).await? {
+        if !app.origin.revoke_node(&id, &caller.mover()).await? {
             return Err(unknown());
         }
         tracing::info!(node = id, "node revoked");
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tokens = app.origin.revoke_node_and_tokens(&id).await?.ok_or_else(unknown)?;
+    let tokens = app.origin.revoke_node_and_tokens(&id, &caller.mover()).await?.ok_or_else(unknown)?;
     let join_tokens: Vec<String> = tokens.iter().map(|key| join_token_id(key)).collect();
     tracing::info!(node = id, ?join_tokens, "node and its join tokens revoked");
     Ok(Json(RevokedNode { join_tokens }).into_response())

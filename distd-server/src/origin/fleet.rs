@@ -152,11 +152,14 @@ impl Goals {
     }
 }
 
+/// Devices by the version that they run, and those of them that are online.
+type Versions = HashMap<Option<Name>, (u64, u64)>;
+
 /// Sums under way.
 #[derive(Default)]
 struct Sums {
     status: FleetStatus,
-    releases: BTreeMap<(Name, Name), HashMap<Option<Name>, (u64, u64)>>,
+    releases: BTreeMap<(Name, Name), Versions>,
     failures: BTreeMap<String, u64>,
     held: BTreeMap<&'static str, u64>,
 }

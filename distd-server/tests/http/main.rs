@@ -1,6 +1,7 @@
 //! The HTTP API of a whole origin on port 0: TLS, tokens, both kinds of upload, and mistakes of
 //! callers.
 
+mod audit;
 mod fleet;
 mod process;
 mod products;

@@ -19,11 +19,11 @@ fn name(text: &str) -> Name {
     text.parse().expect("a name")
 }
 
-fn id(n: u8) -> NodeId {
+pub(crate) fn id(n: u8) -> NodeId {
     NodeId([n; 16])
 }
 
-async fn node(world: &World, n: u8, role: &str) {
+pub(crate) async fn node(world: &World, n: u8, role: &str) {
     let row = NodeRow {
         id: id(n).to_string(),
         public_key: vec![n],
@@ -38,7 +38,7 @@ async fn node(world: &World, n: u8, role: &str) {
 }
 
 /// Records that a device runs `version` on `channel`, with its attempt, `age` seconds ago.
-async fn reports(
+pub(crate) async fn reports(
     world: &World,
     n: u8,
     channel: &str,
