@@ -3,10 +3,14 @@
 //! PostgreSQL runs if `DISTD_TEST_POSTGRES_URL` names a server on which databases may be created,
 //! and S3 if `DISTD_TEST_S3_URL` names a bucket. `tests/run.sh` sets both.
 
+#[path = "storage/audit.rs"]
+mod audit;
 #[path = "storage/fleet.rs"]
 mod fleet;
 #[path = "storage/rollouts.rs"]
 mod rollouts;
+#[path = "storage/state.rs"]
+mod state;
 #[path = "storage/world.rs"]
 mod world;
 

@@ -161,6 +161,8 @@ pub struct Outcome {
     pub code: i32,
     /// The last line of standard output, if it is JSON.
     pub json: Value,
+    /// Standard output.
+    pub stdout: String,
     /// Standard error.
     pub stderr: String,
 }
@@ -168,10 +170,10 @@ pub struct Outcome {
 impl Outcome {
     /// Result of a command from its output.
     pub fn of(output: Output) -> Self {
-        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        Self { code: output.status.code().unwrap_or(-1), json, stderr }
+        Self { code: output.status.code().unwrap_or(-1), json, stdout, stderr }
     }
 
     /// Returns the outcome itself, after checking that the command succeeded.

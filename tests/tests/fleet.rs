@@ -125,3 +125,59 @@ fn as_text(lab: &Lab, args: &[&str]) -> String {
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+#[test]
+fn the_fleet_is_summed_up_listed_and_shown() {
+    let lab = Lab::start_without_grants(&[]);
+    let till = enrolled(&lab, "till-1", "site=12");
+    enrolled(&lab, "kiosk-1", "site=13");
+    let status = ok(&lab, &["fleet", "status"]);
+    assert_eq!((&status["devices"], &status["contact"]["unknown"]), (&json!(2), &json!(2)));
+    assert_eq!(ok(&lab, &["fleet", "status", "--where", "site=12"])["devices"], 1);
+    refused(&lab, &["fleet", "status", "--group", "none"], 3, "group");
+    let ids = |args: &[&str]| {
+        let page = ok(&lab, &[&["fleet", "ls"], args].concat());
+        page["devices"].as_array().expect("a list").len()
+    };
+    assert_eq!(ids(&[]), 2);
+    assert_eq!(ids(&["--where", "site=12", "--contact", "unknown", "--state", "unknown"]), 1);
+    assert_eq!(ids(&["--state", "failed"]), 0);
+    refused(&lab, &["fleet", "ls", "--state", "late"], 2, "up_to_date");
+    let page = ok(&lab, &["fleet", "ls", "--limit", "1"]);
+    assert_eq!(ids(&["--after", page["after"].as_str().expect("there are more")]), 1);
+    let node = ok(&lab, &["fleet", "show", &till]);
+    assert_eq!(node["node"]["labels"]["token"]["site"], "12");
+    assert!(node["why"][0].to_string().contains("no report"), "{node}");
+    assert_eq!(ok(&lab, &["why", &till])["why"], node["why"]);
+    refused(&lab, &["fleet", "show", &"0".repeat(32)], 3, "distd node ls");
+}
+
+#[test]
+fn the_audit_log_is_listed_exported_and_checked() {
+    let lab = Lab::start_without_grants(&[]);
+    let till = enrolled(&lab, "till-1", "site=12");
+    let list = ok(&lab, &["audit", "ls", "--action", "node.enrol"]);
+    assert_eq!(list["entries"][0]["subject"], till.as_str());
+    let head = ok(&lab, &["audit", "verify"]);
+    let head = head["head"].as_str().expect("a head").to_owned();
+    ok(&lab, &["node", "label", &till, "site=13"]);
+    ok(&lab, &["audit", "verify", "--expect", &head]);
+    let (number, _) = head.split_once(':').expect("a number");
+    let other = format!("{number}:{}", "0".repeat(64));
+    refused(&lab, &["audit", "verify", "--expect", &other], 8, &format!("entry {number}"));
+
+    let exported = lab.admin(&["audit", "export"]).ok().stdout;
+    let file = lab.path("audit.jsonl");
+    let path = file.to_str().expect("UTF-8").to_owned();
+    std::fs::write(&file, &exported).expect("write");
+    let read = ok(&lab, &["audit", "verify", "--file", &path]);
+    let last = read["head"].as_str().expect("a head").to_owned();
+    std::fs::write(&file, exported.replacen("node.enrol", "node.label", 1)).expect("write");
+    refused(&lab, &["audit", "verify", "--file", &path], 8, "not what was written");
+    let lines: Vec<_> = exported.lines().collect();
+    std::fs::write(&file, [&lines[..1], &lines[2..]].concat().join("\n")).expect("write");
+    refused(&lab, &["audit", "verify", "--file", &path], 8, "entry 2 of the audit log is missing");
+    std::fs::write(&file, lines[..lines.len() - 1].join("\n")).expect("write");
+    ok(&lab, &["audit", "verify", "--file", &path]);
+    refused(&lab, &["audit", "verify", "--file", &path, "--expect", &last], 8, "ends before entry");
+}

@@ -1,17 +1,37 @@
 //! Requests about labels, groups and grants.
 
 use distd_core::api::{
-    ChangeLabels, GrantList, GroupList, GroupMembers, GroupSelection, NewGrants, NewGroup, NodeDetail,
-    NodeLabels, Pin,
+    AuditPage, ChangeLabels, FleetNode, FleetPage, FleetStatus, GrantList, GroupList, GroupMembers,
+    GroupSelection, NewGrants, NewGroup, NodeDetail, NodeLabels, Pin,
 };
 use reqwest::Method;
 
-use super::{ANSWER, Api, ApiError};
+use super::{ANSWER, Api, ApiError, Query};
 
 impl Api {
     /// Returns one node with its groups and grants.
     pub(crate) async fn node(&self, id: &str) -> Result<NodeDetail, ApiError> {
         self.get(&["v1", "nodes", id]).await
+    }
+
+    /// Returns sums over the fleet; `query` says over which devices.
+    pub(crate) async fn fleet_status(&self, query: &Query) -> Result<FleetStatus, ApiError> {
+        self.send_json(self.asked(&["v1", "fleet"], query)).await
+    }
+
+    /// Returns a page of the fleet's devices; `query` says which.
+    pub(crate) async fn fleet_devices(&self, query: &Query) -> Result<FleetPage, ApiError> {
+        self.send_json(self.asked(&["v1", "fleet", "nodes"], query)).await
+    }
+
+    /// Returns everything that is known about one node.
+    pub(crate) async fn fleet_node(&self, id: &str) -> Result<FleetNode, ApiError> {
+        self.get(&["v1", "fleet", "nodes", id]).await
+    }
+
+    /// Returns a page of the audit log.
+    pub(crate) async fn audit(&self, query: &Query) -> Result<AuditPage, ApiError> {
+        self.send_json(self.asked(&["v1", "audit"], query)).await
     }
 
     /// Changes the labels that an operator gave a node; returns all its labels.

@@ -42,6 +42,9 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// Parameters of a request; one without a value is left out.
+pub(crate) type Query = [(&'static str, Option<String>)];
+
 /// Client of the origin's HTTP API with one token. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Api {
@@ -114,11 +117,26 @@ impl Api {
     fn request_with(&self, method: Method, path: &[&str], query: Option<&str>) -> RequestBuilder {
         let mut url = self.server.join(path);
         url.set_query(query);
+        self.to_url(method, url)
+    }
+
+    fn to_url(&self, method: Method, url: reqwest::Url) -> RequestBuilder {
         let request = self.client.request(method, url);
         match &self.authorization {
             Some(value) => request.header(AUTHORIZATION, value.clone()),
             None => request,
         }
+    }
+
+    /// Makes a request for an answer that parameters choose.
+    fn asked(&self, path: &[&str], query: &Query) -> RequestBuilder {
+        let mut url = self.server.join(path);
+        for (name, value) in query {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
+        self.to_url(Method::GET, url).timeout(ANSWER)
     }
 
     /// Sends a request and reads the whole answer.

@@ -1,10 +1,12 @@
 //! The commands, one file each: every command takes arguments and prints one result.
 
 pub(crate) mod agent;
+pub(crate) mod audit;
 pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
+pub(crate) mod fleet;
 pub(crate) mod grant;
 pub(crate) mod group;
 pub(crate) mod login;

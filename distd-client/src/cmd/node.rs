@@ -135,7 +135,7 @@ fn runs_text(running: &NodeRunning) -> String {
 }
 
 /// A node with its labels by source, its groups and its grants.
-fn node_text(detail: &NodeDetail) -> String {
+pub(super) fn node_text(detail: &NodeDetail) -> String {
     let NodeDetail { node, groups, grants, pins } = detail;
     let state = if node.revoked.is_some() { "revoked" } else { "enrolled" };
     let head = format!(
@@ -192,7 +192,7 @@ fn label_changes(changes: &[LabelChange]) -> anyhow::Result<ChangeLabels> {
     Ok(all)
 }
 
-fn unknown(error: ApiError) -> Failure {
+pub(super) fn unknown(error: ApiError) -> Failure {
     match error.is_not_found() {
         true => Failure::from(error).next("list the nodes: distd node ls"),
         false => Failure::from(error),

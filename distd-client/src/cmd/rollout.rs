@@ -169,6 +169,7 @@ fn shown(detail: &RolloutDetail) -> String {
             .chain(bytes.map(human_bytes))
             .collect()
     }));
+    rows.extend(all_waves(&detail.waves));
     text.push_str(&table(&rows));
     if !detail.failures.is_empty() {
         let mut rows =
@@ -180,6 +181,20 @@ fn shown(detail: &RolloutDetail) -> String {
         text.push_str(&format!("\n\n{}", table(&rows)));
     }
     text
+}
+
+/// Row with the sums over the waves; none for a single wave.
+fn all_waves(waves: &[RolloutWave]) -> Option<Vec<String>> {
+    if waves.len() < 2 {
+        return None;
+    }
+    let sum = |of: fn(&RolloutWave) -> u64| waves.iter().map(of).fold(0, u64::saturating_add);
+    let devices: [fn(&RolloutWave) -> u64; 4] = [|w| w.devices, |w| w.succeeded, |w| w.failed, |w| w.trying];
+    let bytes: [fn(&RolloutWave) -> u64; 4] =
+        [|w| w.bytes_disk, |w| w.bytes_neighbours, |w| w.bytes_relay, |w| w.bytes_origin];
+    let head = ["all", "", ""].map(str::to_owned).into_iter();
+    let devices = devices.into_iter().map(|of| sum(of).to_string());
+    Some(head.chain(devices).chain(bytes.into_iter().map(|of| human_bytes(sum(of)))).collect())
 }
 
 /// Table of rollouts.

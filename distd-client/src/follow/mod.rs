@@ -53,7 +53,7 @@ const LOCK: &str = "follow.lock";
 
 /// Longest time between two reports when nothing changes: the origin counts devices that it has
 /// heard of within a week, and shows those that are silent for longer than a few of these.
-const REPORT_EVERY: Duration = Duration::from_secs(3600);
+const REPORT_EVERY: Duration = Duration::from_secs(distd_core::fleet::state::REPORT_PERIOD);
 
 /// Settings of the place of a channel's releases.
 #[derive(Clone, Debug)]

@@ -7,8 +7,10 @@
 //! answer, because a newer origin may have more; an unknown word is a [`Word::Other`]. A field that
 //! newer origins have, and older clients or origins do not, has a default.
 
+mod audit;
 mod channels;
 mod error;
+mod fleet;
 mod grants;
 mod groups;
 mod nodes;
@@ -19,12 +21,18 @@ mod rollouts;
 mod state;
 mod tokens;
 mod uploads;
+mod why;
 mod word;
 
+pub use audit::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
 pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
 };
 pub use error::{ErrorBody, ErrorDetail, code};
+pub use fleet::{
+    DEVICES_PAGE, DEVICES_PAGE_MAX, FLEET_RELEASES_MAX, FleetChannel, FleetContacts, FleetCount, FleetDevice,
+    FleetNode, FleetPage, FleetRelease, FleetStatus, FleetUpdates, NODE_ATTEMPTS_MAX, NodeAttempt,
+};
 pub use grants::{GRANT_RELEASES_MAX, GrantInfo, GrantList, GrantState, NewGrants};
 pub use groups::{Group, GroupList, GroupMembers, GroupSelection, MEMBERS_PAGE, MEMBERS_PAGE_MAX, NewGroup};
 pub use nodes::{

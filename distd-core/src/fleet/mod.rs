@@ -1,6 +1,7 @@
 //! The fleet: labels and groups of nodes, and what nodes may do (docs/fleet.md). Pure functions:
 //! the origin decides by them, and every node that serves checks by them.
 
+pub mod audit;
 mod capability;
 mod grants;
 mod labels;
@@ -9,6 +10,7 @@ pub mod report;
 mod rights;
 pub mod rollout;
 mod selector;
+pub mod state;
 mod statement;
 pub mod window;
 

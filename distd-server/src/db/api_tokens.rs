@@ -2,10 +2,20 @@
 //!
 //! Table `api_tokens`: SHA-256 of each secret, scopes, patterns of products, expiry.
 
+use serde_json::json;
 use sqlx::any::AnyRow;
 
+use super::audit::append;
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
+
+/// Length of a token's id, bytes. The id is the head of the SHA-256 of the token's secret.
+const ID_BYTES: usize = 8;
+
+/// Id of a token in hexadecimal digits, which names it in lists and for revocation.
+pub fn token_id(secret_sha256: &[u8; 32]) -> String {
+    hex::encode(&secret_sha256[..ID_BYTES])
+}
 
 /// One API token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +63,9 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn put_api_token(&self, token: &ApiTokenRow) -> Result<(), DbError> {
-        sqlx::query(
+        let what = "record the API token";
+        let mut tx = self.begin_write().await?;
+        let made = sqlx::query(
             "INSERT INTO api_tokens (secret_sha256, label, scopes, products, created, expires, revoked) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (secret_sha256) DO NOTHING",
         )
@@ -64,10 +76,18 @@ impl Db {
         .bind(token.created)
         .bind(token.expires)
         .bind(token.revoked)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await
-        .map(drop)
-        .map_err(failed("record the API token"))
+        .map_err(failed(what))?;
+        if made.rows_affected() == 1 {
+            let ApiTokenRow { label, scopes, products, expires, .. } = token;
+            let details = json!({"label": label, "scopes": scopes, "products": products, "expires": expires});
+            let id = token_id(&token.secret_sha256);
+            append(&mut tx, &self.acting.at(token.created), "token.make", &id, &details)
+                .await
+                .map_err(failed(what))?;
+        }
+        tx.commit().await.map_err(failed(what))
     }
 
     /// The token with this hash, valid or not: ask [`ApiTokenRow::is_valid`].
@@ -128,6 +148,10 @@ impl Db {
             .await
             .map_err(failed(what))?;
         if done.rows_affected() == 1 {
+            let id = token_id(secret_sha256);
+            append(&mut tx, &self.acting.at(now), "token.revoke", &id, &json!({}))
+                .await
+                .map_err(failed(what))?;
             tx.commit().await.map_err(failed(what))?;
             return Ok(RevokeToken::Revoked);
         }

@@ -167,7 +167,7 @@ impl Db {
             downgrade_from: order,
             by,
         };
-        moves::insert(&mut *tx, &entry, now).await.map_err(failed(what))?;
+        moves::insert(&mut tx, &entry, now).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(SetChannelOutcome::Set { row, from })
     }
@@ -226,7 +226,7 @@ impl Db {
                 downgrade_from: *downgrade_from,
                 by: &MoveBy::origin(),
             };
-            moves::insert(&mut *tx, &entry, now).await.map_err(failed(what))?;
+            moves::insert(&mut tx, &entry, now).await.map_err(failed(what))?;
         }
         tx.commit().await.map_err(failed(what))
     }
@@ -262,7 +262,7 @@ impl Db {
             downgrade_from: None,
             by,
         };
-        moves::insert(&mut *tx, &entry, now).await.map_err(failed(what))?;
+        moves::insert(&mut tx, &entry, now).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(true)
     }

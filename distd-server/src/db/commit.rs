@@ -5,7 +5,9 @@
 use distd_core::names::Name;
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
+use super::audit::{Actor, append};
 use super::ids::IdTx;
+use super::moves::MoveBy;
 use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
 use super::row::Columns;
@@ -210,6 +212,19 @@ impl CommitTx {
             .execute(&mut **tx)
             .await
             .map_err(failed(WHAT))?;
+        if let Some(release) = release {
+            let row = sqlx::query("SELECT token, created_by FROM uploads WHERE id = $1")
+                .bind(self.upload.to_string())
+                .fetch_one(&mut *self.ids.tx)
+                .await;
+            let by =
+                row.and_then(|row| Ok(MoveBy { token: row.text("token")?, label: row.text("created_by")? }));
+            let acting = Actor::by(&by.map_err(failed(WHAT))?, release.created);
+            let (subject, details) = (releases::subject(release), releases::details(release));
+            append(&mut self.ids.tx, &acting, "release.publish", &subject, &details)
+                .await
+                .map_err(failed(WHAT))?;
+        }
         self.ids.tx.commit().await.map_err(failed(WHAT))?;
         let objects: Result<_, _> = unused.iter().map(|row| row.text("object")).collect();
         objects.map_err(failed(WHAT))

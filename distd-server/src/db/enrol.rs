@@ -1,7 +1,9 @@
 //! Enrolment of a node against a join token, and the certificates of nodes.
 
+use serde_json::json;
 use sqlx::{Any, Transaction};
 
+use super::audit::{Acting, Actor, append};
 use super::join_tokens::{self, JoinTokenRow};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed, labels};
@@ -155,6 +157,12 @@ impl Db {
             }
             false => false,
         };
+        let acting = Acting {
+            actor: Actor::join_token(&join_tokens::join_token_id(wanted.token), &token.label),
+            at: wanted.now,
+        };
+        let details = json!({"role": wanted.role, "label": wanted.label, "again": is_again});
+        append(&mut tx, &acting, "node.enrol", wanted.node, &details).await.map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))?;
         // A node without a certificate is connected to nobody: no rights need a second look when a
         // batch of new nodes enrols.

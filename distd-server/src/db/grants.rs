@@ -8,9 +8,11 @@ use distd_core::ManifestId;
 use distd_core::bounds::{CAPABILITY_MANIFESTS_MAX, GRANTS_MAX};
 use distd_core::fleet::{Audience, EVERYONE, Grant, ReleasePattern, Selector};
 use distd_core::names::Name;
+use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
+use super::audit::append;
 use super::bulk::{padded, padded_len};
 use super::groups::{begin_fleet, selector_of};
 use super::row::{Columns, signed};
@@ -57,6 +59,18 @@ fn read(row: &AnyRow) -> Result<GrantRow, sqlx::Error> {
         },
         created: row.time("created")?,
         created_by: row.text("created_by")?,
+    })
+}
+
+/// A grant in the audit log.
+fn details(grant: &Grant) -> Value {
+    let Grant { group, rights, releases, until, by_certificate } = grant;
+    json!({
+        "group": group.to_string(),
+        "rights": rights.to_string(),
+        "releases": releases.to_string(),
+        "until": until,
+        "by_certificate": by_certificate,
     })
 }
 
@@ -109,7 +123,7 @@ impl Db {
         let rows = sqlx::query(sql).fetch_all(&mut *tx).await;
         let mut all: Vec<GrantRow> =
             rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed(what))?;
-        let mut added = Vec::with_capacity(wanted.len());
+        let (mut added, mut made) = (Vec::with_capacity(wanted.len()), Vec::new());
         for grant in wanted {
             if let Some(row) = all.iter().find(|row| row.grant == *grant) {
                 added.push(row.clone());
@@ -134,8 +148,14 @@ impl Db {
             .await;
             let id = row.and_then(|row| row.number("id")).map_err(failed(what))?;
             let row = GrantRow { id, grant: grant.clone(), created: now, created_by: by.to_owned() };
+            made.push(row.clone());
             added.push(row.clone());
             all.push(row);
+        }
+        for row in &made {
+            append(&mut tx, &self.acting.at(now), "grant.add", &row.id.to_string(), &details(&row.grant))
+                .await
+                .map_err(failed(what))?;
         }
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
@@ -150,14 +170,17 @@ impl Db {
         let what = "remove the grant";
         let Ok(id) = i64::try_from(id) else { return Ok(false) };
         let mut tx = begin_fleet(self).await?;
-        let gone = sqlx::query("DELETE FROM grants WHERE id = $1")
-            .bind(id)
-            .execute(&mut *tx)
+        let gone =
+            sqlx::query(sqlx::AssertSqlSafe(format!("DELETE FROM grants WHERE id = $1 RETURNING {COLUMNS}")))
+                .bind(id)
+                .fetch_optional(&mut *tx)
+                .await
+                .and_then(|row| row.as_ref().map(read).transpose())
+                .map_err(failed(what))?;
+        let Some(gone) = gone else { return Ok(false) };
+        append(&mut tx, &self.acting, "grant.remove", &gone.id.to_string(), &details(&gone.grant))
             .await
             .map_err(failed(what))?;
-        if gone.rows_affected() == 0 {
-            return Ok(false);
-        }
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(true)

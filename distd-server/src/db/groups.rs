@@ -10,9 +10,11 @@ use distd_core::NodeId;
 use distd_core::bounds::GROUPS_MAX;
 use distd_core::fleet::{Selector, Selectors};
 use distd_core::names::Name;
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
+use super::audit::append;
 use super::bulk::ROWS_MAX;
 use super::grants::grants_to;
 use super::row::Columns;
@@ -214,6 +216,17 @@ impl Db {
                 query.execute(&mut *tx).await.map_err(failed(what))?;
             }
         }
+        let details = match members {
+            Members::Selector(selector) => json!({"selector": selector.to_string()}),
+            Members::Listed(nodes) => {
+                let mut ids = blake3::Hasher::new();
+                for node in nodes {
+                    ids.update(&node.0);
+                }
+                json!({"listed": nodes.len(), "nodes_blake3": ids.finalize().to_hex().as_str()})
+            }
+        };
+        append(&mut tx, &self.acting, "group.set", name.as_str(), &details).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(if known { PutGroup::Replaced } else { PutGroup::Made })
@@ -238,6 +251,9 @@ impl Db {
         if gone.rows_affected() == 0 {
             return Ok(RemoveGroup::Unknown);
         }
+        append(&mut tx, &self.acting, "group.remove", name.as_str(), &json!({}))
+            .await
+            .map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(RemoveGroup::Removed)

@@ -6,12 +6,23 @@
 
 use std::collections::HashMap;
 
+use distd_core::api::label_texts;
 use distd_core::fleet::LabelMap;
+use serde_json::json;
 use sqlx::any::AnyRow;
 
+use super::audit::append;
 use super::row::Columns;
 use super::row::signed;
 use super::{Db, DbError, UnixSeconds, failed, labels};
+
+/// Length of a join token's id: the first hexadecimal digits of its public key.
+const JOIN_ID_DIGITS: usize = 16;
+
+/// Id of a join token, which names it in lists and for revocation.
+pub fn join_token_id(public_key: &str) -> String {
+    public_key.chars().take(JOIN_ID_DIGITS).collect()
+}
 
 /// One join token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +92,17 @@ impl Db {
         .await
         .map_err(failed(what))?;
         labels::put_on_token(&mut tx, &token.public_key, labels).await.map_err(failed(what))?;
+        let details = json!({
+            "role": token.role,
+            "uses": token.uses_left,
+            "expires": token.expires,
+            "label": token.label,
+            "labels": label_texts(labels),
+        });
+        let id = join_token_id(&token.public_key);
+        append(&mut tx, &self.acting.at(token.created), "join-token.make", &id, &details)
+            .await
+            .map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))
     }
 
@@ -123,14 +145,31 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn revoke_join_token(&self, public_key: &str, now: UnixSeconds) -> Result<bool, DbError> {
+        let what = "revoke the join token";
+        let mut tx = self.begin_write().await?;
         let done =
             sqlx::query("UPDATE join_tokens SET revoked = COALESCE(revoked, $1) WHERE public_key = $2")
                 .bind(now)
                 .bind(public_key.to_owned())
-                .execute(&self.pool)
+                .execute(&mut *tx)
                 .await
-                .map_err(failed("revoke the join token"))?;
-        Ok(done.rows_affected() == 1)
+                .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        self.note_revoked(&mut tx, public_key, now).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(true)
+    }
+
+    async fn note_revoked(
+        &self,
+        tx: &mut sqlx::Transaction<'static, sqlx::Any>,
+        public_key: &str,
+        now: UnixSeconds,
+    ) -> Result<(), sqlx::Error> {
+        let id = join_token_id(public_key);
+        append(tx, &self.acting.at(now), "join-token.revoke", &id, &json!({})).await
     }
 
     /// Revokes a node, and the tokens that brought it in, in one transaction. Returns the public
@@ -163,8 +202,12 @@ impl Db {
         .fetch_all(&mut *tx)
         .await
         .map_err(failed(what))?;
-        let tokens: Result<_, _> = rows.iter().map(|row| row.text("public_key")).collect();
+        let tokens: Result<Vec<String>, _> = rows.iter().map(|row| row.text("public_key")).collect();
         let tokens = tokens.map_err(failed(what))?;
+        append(&mut tx, &self.acting.at(now), "node.revoke", node, &json!({})).await.map_err(failed(what))?;
+        for token in &tokens {
+            self.note_revoked(&mut tx, token, now).await.map_err(failed(what))?;
+        }
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(Some(tokens))

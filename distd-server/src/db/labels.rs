@@ -7,11 +7,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::api::label_texts;
 use distd_core::bounds::LABELS_MAX;
 use distd_core::fleet::{LabelKey, LabelMap, LabelValue, Labels, Member};
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
+use super::audit::append;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed, nodes};
 
@@ -106,7 +109,20 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn labels(&self) -> Result<HashMap<String, Labels>, DbError> {
-        let rows = sqlx::query("SELECT node, source, key, value FROM node_labels").fetch_all(&self.pool);
+        // An id is 32 hexadecimal digits.
+        self.labels_between("", "g").await
+    }
+
+    /// Labels of the nodes with ids from `first` to `last` that have any, by id.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn labels_between(&self, first: &str, last: &str) -> Result<HashMap<String, Labels>, DbError> {
+        let rows =
+            sqlx::query("SELECT node, source, key, value FROM node_labels WHERE node BETWEEN $1 AND $2")
+                .bind(first.to_owned())
+                .bind(last.to_owned())
+                .fetch_all(&self.pool);
         let read = |rows: Vec<AnyRow>| {
             let mut all: HashMap<String, Labels> = HashMap::new();
             for row in &rows {
@@ -169,6 +185,9 @@ impl Db {
         if labels.operator.len() > LABELS_MAX {
             return Ok(ChangeLabels::TooMany);
         }
+        let removed: Vec<_> = remove.iter().map(LabelKey::as_str).collect();
+        let details = json!({"set": label_texts(set), "remove": removed});
+        append(&mut tx, &self.acting, "node.label", node, &details).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
         Ok(ChangeLabels::Changed(labels))

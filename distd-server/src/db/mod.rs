@@ -4,13 +4,16 @@
 //! seconds. The head of a file describes its tables; `migrations/` is added to, never edited.
 
 mod api_tokens;
+mod audit;
 mod bulk;
 mod channels;
 mod chunks;
 mod commit;
 mod compact;
+mod conditions;
 mod doomed;
 mod enrol;
+mod fleet;
 mod found;
 mod grants;
 mod groups;
@@ -33,18 +36,21 @@ mod row;
 mod uploads;
 mod withdraw;
 
-pub use api_tokens::{ApiTokenRow, RevokeToken};
+pub use api_tokens::{ApiTokenRow, RevokeToken, token_id};
+use audit::Acting;
+pub use audit::{Actor, AuditFilter, AuditRange};
 pub use channels::{ChannelMove, ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
+pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts};
 pub use found::FOUND_MAX;
 pub use grants::{AddGrants, GrantRow};
 pub use groups::{GroupRow, Members, PutGroup, RemoveGroup};
 pub use identity::Contents;
-pub use join_tokens::JoinTokenRow;
+pub use join_tokens::{JoinTokenRow, join_token_id};
 pub use labels::{ChangeLabels, MemberRow};
 pub use lock::SessionLock;
 pub use moves::{MoveBy, MoveRow};
@@ -172,6 +178,8 @@ pub struct Db {
     engine: Engine,
     /// Grows with each change of labels, groups, grants and revocations made through this pool.
     fleet: Arc<watch::Sender<u64>>,
+    /// The one in whose name changes are made through this handle.
+    acting: Acting,
 }
 
 impl Db {
@@ -291,11 +299,17 @@ impl Db {
             .connect_with(options)
             .await
             .map_err(open)?;
-        let db = Self { pool, engine, fleet: Arc::default() };
+        let db = Self { pool, engine, fleet: Arc::default(), acting: Acting::origin(0) };
         if engine == Engine::Sqlite {
             db.check_sqlite_settings().await?;
         }
         Ok(db)
+    }
+
+    /// The same database, for acts of `actor` at `now`: the audit log names them. Without this the
+    /// origin acts by itself.
+    pub fn acting(&self, actor: impl Into<Actor>, now: UnixSeconds) -> Self {
+        Self { acting: Acting { actor: actor.into(), at: now }, ..self.clone() }
     }
 
     /// Whether only one process at a time can use this database, as is so with SQLite.
@@ -450,6 +464,8 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0010_moves"),
     migration!("0011_fleet"),
     migration!("0012_rollouts"),
+    migration!("0013_fleet_state"),
+    migration!("0014_audit"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -623,6 +639,8 @@ mod tests {
             ("moves", "be74c9a3367aade9", "ad0eead07e6d3394"),
             ("fleet", "16c78939fd390cd1", "2a8dff128b6f38ca"),
             ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
+            ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
+            ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

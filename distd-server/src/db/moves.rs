@@ -5,9 +5,11 @@
 //! a row.
 
 use distd_core::names::Name;
+use serde_json::json;
 use sqlx::any::AnyRow;
-use sqlx::{Any, Executor};
+use sqlx::{Any, Executor, Transaction};
 
+use super::audit::{Actor, append};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -56,9 +58,9 @@ pub(super) struct NewMove<'a> {
     pub(super) by: &'a MoveBy,
 }
 
-/// Inserts an entry.
-pub(super) async fn insert<'e>(
-    on: impl Executor<'e, Database = Any>,
+/// Inserts an entry, also into the audit log. Called last in a transaction.
+pub(super) async fn insert(
+    tx: &mut Transaction<'static, Any>,
     entry: &NewMove<'_>,
     now: UnixSeconds,
 ) -> Result<(), sqlx::Error> {
@@ -75,9 +77,16 @@ pub(super) async fn insert<'e>(
     .bind(entry.downgrade_from.map(signed))
     .bind(entry.by.token.clone())
     .bind(entry.by.label.clone())
-    .execute(on)
-    .await
-    .map(drop)
+    .execute(&mut **tx)
+    .await?;
+    let action = if entry.to.is_some() { "channel.set" } else { "channel.remove" };
+    let subject = format!("{}:{}", entry.product, entry.channel);
+    let details = json!({
+        "from": entry.from.map(Name::as_str),
+        "to": entry.to.map(Name::as_str),
+        "downgrade_from": entry.downgrade_from,
+    });
+    append(tx, &Actor::by(entry.by, now), action, &subject, &details).await
 }
 
 /// The highest number of a release that a channel has pointed to; `None` for a name that was never

@@ -2,9 +2,11 @@
 //!
 //! Table `nodes`: public key, role, last certificate, revocation.
 
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
+use super::audit::append;
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -112,13 +114,20 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn revoke_node(&self, id: &str, now: UnixSeconds) -> Result<bool, DbError> {
+        let what = "revoke the node";
+        let mut tx = self.begin_write().await?;
         let done = sqlx::query("UPDATE nodes SET revoked = COALESCE(revoked, $1) WHERE id = $2")
             .bind(now)
             .bind(id.to_owned())
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
-            .map_err(failed("revoke the node"))?;
+            .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        append(&mut tx, &self.acting.at(now), "node.revoke", id, &json!({})).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
         self.note_fleet_change();
-        Ok(done.rows_affected() == 1)
+        Ok(true)
     }
 }

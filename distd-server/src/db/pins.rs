@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use distd_core::bounds::PINS_MAX;
 use distd_core::names::Name;
+use serde_json::json;
 use sqlx::any::AnyRow;
 
+use super::audit::append;
 use super::row::Columns;
 use super::{Db, DbError, failed, nodes, releases};
 
@@ -59,6 +61,8 @@ impl Db {
         if row.and_then(|row| row.number("pins")).map_err(failed(what))? > PINS_MAX as u64 {
             return Ok(PinNode::TooMany);
         }
+        let details = json!({"product": product.to_string(), "version": version.to_string()});
+        append(&mut tx, &self.acting, "node.pin", node, &details).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(PinNode::Pinned)
     }
@@ -68,12 +72,21 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn unpin_node(&self, node: &str, product: &Name) -> Result<bool, DbError> {
+        let what = "remove the pin";
+        let mut tx = self.begin_write().await?;
         let done = sqlx::query("DELETE FROM node_pins WHERE node = $1 AND product = $2")
             .bind(node.to_owned())
             .bind(product.to_string())
-            .execute(&self.pool)
-            .await;
-        done.map(|done| done.rows_affected() == 1).map_err(failed("remove the pin"))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let details = json!({"product": product.to_string()});
+        append(&mut tx, &self.acting, "node.unpin", node, &details).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(true)
     }
 
     /// Pins of one node.

@@ -4,9 +4,11 @@
 
 use distd_core::cut::CutParams;
 use distd_core::names::Name;
+use serde_json::{Value, json};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
+use super::audit::append;
 use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -30,6 +32,11 @@ fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
         cut: CutParams::new(min, avg, max).map_err(|_| impossible("cut_min"))?,
         created: row.time("created")?,
     })
+}
+
+/// Cut parameters in the audit log.
+fn details(cut: CutParams) -> Value {
+    json!({"cut": [cut.min(), cut.avg(), cut.max()]})
 }
 
 /// The last number given to a release of a product, raised to `at_least`; `None` when there is no
@@ -108,6 +115,11 @@ impl Db {
         .rows_affected();
         let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM products WHERE name = $1"));
         let row = sqlx::query(sql).bind(name.to_string()).fetch_one(&mut *tx).await.map_err(failed(what))?;
+        if made == 1 {
+            append(&mut tx, &self.acting.at(now), "product.set", name.as_str(), &details(cut))
+                .await
+                .map_err(failed(what))?;
+        }
         tx.commit().await.map_err(failed(what))?;
         Ok((read(&row).map_err(failed(what))?, made == 1))
     }
@@ -117,16 +129,25 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn set_product_cut(&self, name: &Name, cut: CutParams) -> Result<bool, DbError> {
+        let what = "change the product";
+        let mut tx = self.begin_write().await?;
         let done =
             sqlx::query("UPDATE products SET cut_min = $1, cut_avg = $2, cut_max = $3 WHERE name = $4")
                 .bind(i64::from(cut.min()))
                 .bind(i64::from(cut.avg()))
                 .bind(i64::from(cut.max()))
                 .bind(name.to_string())
-                .execute(&self.pool)
+                .execute(&mut *tx)
                 .await
-                .map_err(failed("change the product"))?;
-        Ok(done.rows_affected() == 1)
+                .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        append(&mut tx, &self.acting, "product.set", name.as_str(), &details(cut))
+            .await
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(true)
     }
 
     /// One product.

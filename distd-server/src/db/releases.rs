@@ -271,3 +271,18 @@ pub(super) async fn is_named<'e>(
     .await?;
     Ok(found.is_some())
 }
+
+/// A release in the audit log.
+pub(super) fn details(release: &ReleaseRow) -> serde_json::Value {
+    serde_json::json!({
+        "manifest": release.manifest.to_string(),
+        "blake3": release.blake3.to_string(),
+        "bytes": release.bytes,
+        "sequence": release.sequence,
+    })
+}
+
+/// Name of a release in the audit log.
+pub(super) fn subject(release: &ReleaseRow) -> String {
+    format!("{}@{}", release.product, release.version)
+}

@@ -3,7 +3,8 @@
 //!
 //! Table `node_reports`: number and time of the newest report of each node.
 //!
-//! Table `node_running`: what each node runs, by its newest report.
+//! Table `node_running`: what each node runs, by its newest report, with copies of all that the
+//! sums over the fleet need (`fleet.rs`).
 //!
 //! Table `rollout_attempts`: the newest attempt of each node at each rollout.
 
@@ -12,9 +13,11 @@ use std::collections::HashMap;
 use distd_core::NodeId;
 use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
+use distd_core::fleet::state::Seen;
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
+use super::rollouts::UNDER_WAY;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -38,6 +41,13 @@ pub struct Follower {
     pub held: Option<Held>,
     /// State and number of its newest attempt at the rollout; `None` without one.
     pub attempt: Option<(AttemptState, u32)>,
+}
+
+impl Follower {
+    /// The report as far as the state of the update is concerned.
+    pub fn seen(&self) -> Seen<'_> {
+        Seen { version: self.version.as_ref(), held: self.held, attempt: self.attempt }
+    }
 }
 
 /// Newest report of a node.
@@ -81,15 +91,32 @@ pub struct AttemptRow {
     pub bytes: SourceBytes,
 }
 
-fn state(row: &AnyRow) -> Result<Option<AttemptState>, sqlx::Error> {
+pub(super) fn read_state(row: &AnyRow) -> Result<Option<AttemptState>, sqlx::Error> {
     let Some(text) = row.text_or_none("state")? else { return Ok(None) };
     let found = AttemptState::ALL.into_iter().find(|state| state.as_str() == text);
     found.map(Some).ok_or_else(|| impossible("state"))
 }
 
-fn held(row: &AnyRow) -> Result<Option<Held>, sqlx::Error> {
+pub(super) fn read_held(row: &AnyRow) -> Result<Option<Held>, sqlx::Error> {
     let text = row.text_or_none("held")?;
     Ok(text.map(|text| serde_json::from_str(&text).unwrap_or(Held::Unknown)))
+}
+
+pub(super) fn read_attempt(row: &AnyRow) -> Result<AttemptRow, sqlx::Error> {
+    Ok(AttemptRow {
+        node: row.parsed("node")?,
+        number: row.number32("number")?,
+        state: read_state(row)?.ok_or_else(|| impossible("state"))?,
+        failure: row.text("failure")?,
+        detail: row.text("detail")?,
+        seconds: row.number("seconds")?,
+        bytes: SourceBytes {
+            disk: row.number("disk")?,
+            neighbours: row.number("neighbours")?,
+            relay: row.number("relay")?,
+            origin: row.number("origin")?,
+        },
+    })
 }
 
 /// A count of a node's report, as the database can hold it: the node may claim any number.
@@ -114,40 +141,21 @@ impl Db {
         let what = "record the report";
         let mut tx = self.begin_write().await?;
         let put = sqlx::query(
-            "INSERT INTO node_reports (node, sequence, reported, received, boot) VALUES ($1, $2, $3, $4, $5) \
+            "INSERT INTO node_reports (node, sequence, reported, received, boot, follows) VALUES ($1, $2, $3, $4, $5, $6) \
              ON CONFLICT (node) DO UPDATE SET sequence = excluded.sequence, reported = excluded.reported, \
-             received = excluded.received, boot = excluded.boot WHERE node_reports.sequence < excluded.sequence",
+             received = excluded.received, boot = excluded.boot, follows = excluded.follows WHERE node_reports.sequence < excluded.sequence",
         )
         .bind(node.to_string())
         .bind(claimed(report.sequence))
         .bind(claimed(report.at))
         .bind(now)
         .bind(hex::encode(&report.boot))
+        .bind(running.len() as i64)
         .execute(&mut *tx)
         .await
         .map_err(failed(what))?;
         if put.rows_affected() == 0 {
             return Ok(PutReport::Known);
-        }
-        sqlx::query("DELETE FROM node_running WHERE node = $1")
-            .bind(node.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        for runs in running {
-            let held = runs.held.as_ref().map(|held| serde_json::to_string(held).expect("words encode"));
-            sqlx::query(
-                "INSERT INTO node_running (node, product, channel, version, held) VALUES ($1, $2, $3, $4, $5) \
-                 ON CONFLICT (node, product, channel) DO NOTHING",
-            )
-            .bind(node.to_string())
-            .bind(runs.product.to_string())
-            .bind(runs.channel.to_string())
-            .bind(runs.version.as_ref().map(ToString::to_string))
-            .bind(held)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
         }
         for (rollout, attempt) in attempts {
             let (kind, detail) = attempt
@@ -183,6 +191,35 @@ impl Db {
             .await
             .map_err(failed(what))?;
         }
+        sqlx::query("DELETE FROM node_running WHERE node = $1")
+            .bind(node.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        for runs in running {
+            let held = runs.held.as_ref().map(|held| serde_json::to_string(held).expect("words encode"));
+            sqlx::query(
+                sqlx::AssertSqlSafe(format!(
+                    "INSERT INTO node_running (node, product, channel, version, held, received, rollout, attempt, \
+                     attempt_state, failure) SELECT $1, $2, $3, $4, $5, $6, a.rollout, a.number, a.state, a.failure \
+                     FROM (SELECT 1 AS one) x LEFT JOIN rollout_attempts a ON a.node = $7 AND a.rollout = \
+                     (SELECT id FROM rollouts WHERE product = $8 AND channel = $9 AND {UNDER_WAY}) WHERE 1 = 1 \
+                     ON CONFLICT (node, product, channel) DO NOTHING"
+                )),
+            )
+            .bind(node.to_string())
+            .bind(runs.product.to_string())
+            .bind(runs.channel.to_string())
+            .bind(runs.version.as_ref().map(ToString::to_string))
+            .bind(held)
+            .bind(now)
+            .bind(node.to_string())
+            .bind(runs.product.to_string())
+            .bind(runs.channel.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        }
         tx.commit().await.map_err(failed(what))?;
         Ok(PutReport::Recorded)
     }
@@ -198,6 +235,8 @@ impl Db {
         timeout: u64,
         now: UnixSeconds,
     ) -> Result<u64, DbError> {
+        let what = "end attempts that take too long";
+        let mut tx = self.begin_write().await?;
         let done = sqlx::query(
             "UPDATE rollout_attempts SET state = 'failed', failure = 'timeout', \
              detail = 'no end was reported in time' \
@@ -205,9 +244,24 @@ impl Db {
         )
         .bind(rollout.to_string())
         .bind(now.saturating_sub(claimed(timeout)))
-        .execute(&self.pool)
-        .await;
-        done.map(|done| done.rows_affected()).map_err(failed("end attempts that take too long"))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?
+        .rows_affected();
+        if done > 0 {
+            sqlx::query(
+                "UPDATE node_running SET attempt_state = 'failed', failure = 'timeout' WHERE rollout = $1 \
+                 AND attempt_state IN ('fetching', 'activating', 'checking') AND node IN \
+                 (SELECT node FROM rollout_attempts WHERE rollout = $2 AND state = 'failed' AND failure = 'timeout')",
+            )
+            .bind(rollout.to_string())
+            .bind(rollout.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        }
+        tx.commit().await.map_err(failed(what))?;
+        Ok(done)
     }
 
     /// Nodes that follow a channel, are not revoked, and reported at `since` or later or tried
@@ -240,8 +294,8 @@ impl Db {
             Ok(Follower {
                 node: row.parsed("node")?,
                 version: row.text_or_none("version")?.map(|_| row.parsed("version")).transpose()?,
-                held: held(row)?,
-                attempt: match state(row)? {
+                held: read_held(row)?,
+                attempt: match read_state(row)? {
                     Some(state) => Some((state, row.number32("number")?)),
                     None => None,
                 },
@@ -302,7 +356,7 @@ impl Db {
                 product: row.parsed("product")?,
                 channel: row.parsed("channel")?,
                 version: row.text_or_none("version")?.map(|_| row.parsed("version")).transpose()?,
-                held: held(row)?,
+                held: read_held(row)?,
             })
         };
         for row in &rows {
@@ -326,23 +380,7 @@ impl Db {
         .bind(rollout.to_string())
         .fetch_all(&self.pool)
         .await;
-        let attempt = |row: &AnyRow| {
-            Ok(AttemptRow {
-                node: row.parsed("node")?,
-                number: row.number32("number")?,
-                state: state(row)?.ok_or_else(|| impossible("state"))?,
-                failure: row.text("failure")?,
-                detail: row.text("detail")?,
-                seconds: row.number("seconds")?,
-                bytes: SourceBytes {
-                    disk: row.number("disk")?,
-                    neighbours: row.number("neighbours")?,
-                    relay: row.number("relay")?,
-                    origin: row.number("origin")?,
-                },
-            })
-        };
-        rows.and_then(|rows| rows.iter().map(attempt).collect())
+        rows.and_then(|rows| rows.iter().map(read_attempt).collect())
             .map_err(failed("list the rollout's attempts"))
     }
 }

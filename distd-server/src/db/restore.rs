@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use distd_core::ChunkId;
 use distd_core::cut::CutParams;
 
+use super::audit::append;
 use super::row::{Columns, signed};
 use super::{Db, DbError, ReleaseRow, failed, products, releases};
 use crate::store::pack::PackEntry;
@@ -82,6 +83,8 @@ impl Db {
         }
         products::last_sequence(&mut *tx, &release.product, release.sequence).await.map_err(failed(WHAT))?;
         releases::insert(&mut *tx, release).await.map_err(failed(WHAT))?;
+        let (subject, details) = (releases::subject(release), releases::details(release));
+        append(&mut tx, &self.acting, "release.restore", &subject, &details).await.map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))
     }
 }

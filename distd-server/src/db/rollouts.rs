@@ -12,9 +12,11 @@ pub use distd_core::api::RolloutStage;
 use distd_core::api::Word;
 use distd_core::fleet::rollout::{Gate, Policy, RolloutId, Threshold};
 use distd_core::names::Name;
+use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor, Transaction};
 
+use super::audit::{Actor, append};
 use super::moves::{self, MoveBy};
 use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed, releases};
@@ -150,6 +152,7 @@ fn names(text: &str) -> Result<Vec<Name>, sqlx::Error> {
     parts.map(|part| part.parse().map_err(|_| impossible("requires"))).collect()
 }
 
+/// Adds a change to the events and to the audit log.
 async fn add_event(
     tx: &mut Transaction<'static, Any>,
     id: &RolloutId,
@@ -167,8 +170,14 @@ async fn add_event(
     .bind(by.token.clone())
     .bind(by.label.clone())
     .execute(&mut **tx)
-    .await
-    .map(drop)
+    .await?;
+    let row = sqlx::query("SELECT product, channel, version FROM rollouts WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_one(&mut **tx)
+        .await?;
+    let subject = format!("{}:{}", row.text("product")?, row.text("channel")?);
+    let details = json!({"rollout": id.to_string(), "version": row.text("version")?, "detail": detail});
+    append(tx, &Actor::by(by, now), &format!("rollout.{event}"), &subject, &details).await
 }
 
 /// Counts a change of the channel's document.

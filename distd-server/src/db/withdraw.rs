@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use distd_core::names::Name;
 use distd_core::{ChunkId, ManifestId};
 
+use super::audit::append;
 use super::bulk::{LIST_MAX, padded, padded_len};
 use super::ids::IdTx;
 use super::releases::{self, ReleaseRow};
@@ -84,6 +85,10 @@ impl Db {
             .map_err(failed(WHAT))?;
         let Some(row) = row else { return Ok(Withdraw::Unknown) };
         let release = releases::read(&row).map_err(failed(WHAT))?;
+        let (subject, details) = (releases::subject(&release), releases::details(&release));
+        append(&mut tx, &self.acting.at(now), "release.withdraw", &subject, &details)
+            .await
+            .map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))?;
         Ok(Withdraw::Marked(release))
     }

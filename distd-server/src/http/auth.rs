@@ -14,7 +14,8 @@ use distd_peer::trust::token::ApiToken;
 
 use super::connections::Authenticated;
 use super::{ApiError, App};
-use crate::db::{ApiTokenRow, MoveBy};
+pub(super) use crate::db::token_id;
+use crate::db::{ApiTokenRow, Db, MoveBy};
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
 
@@ -93,6 +94,11 @@ impl<N> Caller<N> {
         MoveBy { token: self.token.clone(), label: self.row.label.clone() }
     }
 
+    /// The database, for acts in the name of the caller now.
+    pub(super) fn db(&self, app: &App) -> Db {
+        app.origin.db().acting(&self.mover(), signed(unix_now()))
+    }
+
     /// Caller as it is recorded in uploads and releases.
     pub(super) fn publisher(&self) -> Publisher {
         Publisher {
@@ -101,14 +107,6 @@ impl<N> Caller<N> {
             products: self.products.clone(),
         }
     }
-}
-
-/// Length of a token's id, bytes. The id is the head of the SHA-256 of the token's secret.
-const ID_BYTES: usize = 8;
-
-/// Id of a token in hexadecimal digits, which names it in lists and for revocation.
-pub(super) fn token_id(secret_sha256: &[u8; 32]) -> String {
-    hex::encode(&secret_sha256[..ID_BYTES])
 }
 
 impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {

@@ -48,7 +48,7 @@ pub(super) async fn put(
     let at = app.clone();
     let work = app.detached(async move {
         let now = signed(unix_now());
-        let (row, _) = at.origin.db().ensure_product(&product, CutParams::default(), now).await?;
+        let (row, _) = caller.db(&at).ensure_product(&product, CutParams::default(), now).await?;
         let request = FileRequest { product, version, cut: row.cut, by: caller.publisher() };
         let file =
             spooled.file().ok_or_else(|| ApiError::internal("the body of a file upload is not in a file"))?;

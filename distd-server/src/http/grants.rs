@@ -106,7 +106,7 @@ pub(super) async fn create(
     let now = unix_now();
     let (group, grants) = grants(&new, now)?;
     let by = &caller.row.label;
-    match app.origin.db().add_grants(&group, &grants, by, signed(now)).await? {
+    match caller.db(&app).add_grants(&group, &grants, by, signed(now)).await? {
         AddGrants::Added(rows) => {
             for row in &rows {
                 let Grant { releases, rights, until, by_certificate, .. } = &row.grant;
@@ -137,7 +137,7 @@ pub(super) async fn remove(
     caller: Caller<ToAdminister>,
     PathParams(id): PathParams<u64>,
 ) -> Result<StatusCode, ApiError> {
-    if !app.origin.db().remove_grant(id).await? {
+    if !caller.db(&app).remove_grant(id).await? {
         return Err(ApiError::unlisted(&format!("grant {id}"), "GET /v1/grants"));
     }
     tracing::info!(id, by = caller.row.label, "grant removed");

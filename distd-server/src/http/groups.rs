@@ -184,7 +184,7 @@ pub(super) async fn put(
         let next = "choose another name";
         return Err(ApiError::conflict("the group everyone always selects every node", next));
     }
-    let status = match app.origin.db().put_group(&name, &members).await? {
+    let status = match caller.db(&app).put_group(&name, &members).await? {
         PutGroup::Made => StatusCode::CREATED,
         PutGroup::Replaced => StatusCode::OK,
         PutGroup::TooMany => {
@@ -218,7 +218,7 @@ pub(super) async fn remove(
         let next = "to withdraw rights, remove the grants that name it: GET /v1/grants";
         return Err(ApiError::conflict("the group everyone cannot be removed", next));
     }
-    match app.origin.db().remove_group(&name).await? {
+    match caller.db(&app).remove_group(&name).await? {
         RemoveGroup::Removed => {
             tracing::info!(group = %name, by = caller.row.label, "group removed");
             Ok(StatusCode::NO_CONTENT)

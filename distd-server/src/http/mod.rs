@@ -4,6 +4,7 @@
 //! No length from a caller is trusted: each route bounds its body and reads it in pieces. A change
 //! of the database or the store runs in a task of its own, which goes on if the connection ends.
 
+mod audit;
 mod auth;
 mod body;
 mod channels;
@@ -11,6 +12,7 @@ mod connections;
 mod content;
 mod drain;
 mod error;
+mod fleet;
 mod grants;
 mod groups;
 mod manifests;
@@ -127,9 +129,11 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         tokens::routes(),
         nodes::routes(),
+        fleet::routes(),
         groups::routes(),
         grants::routes(),
         rollouts::routes(),
+        audit::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()

@@ -21,9 +21,8 @@ use super::auth::{Caller, ToAdminister};
 use super::body::{Incoming, JsonBody, OptionalJsonBody, PathParams};
 use super::grants::grant_info;
 use super::route::{Route, routes};
-use super::tokens::join_token_id;
 use super::{ApiError, App};
-use crate::db::{self, GrantRow, MemberRow, NodeRow, PinNode, ReportRow};
+use crate::db::{self, GrantRow, MemberRow, NodeRow, PinNode, ReportRow, join_token_id};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, show, label, pin, unpin, revoke, enroll]
@@ -107,9 +106,14 @@ pub(super) async fn show(
     _: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
 ) -> Result<Json<NodeDetail>, ApiError> {
+    Ok(Json(detail(&app, &id).await?))
+}
+
+/// A node with its labels by source, its groups, grants and pins.
+pub(super) async fn detail(app: &App, id: &str) -> Result<NodeDetail, ApiError> {
     let db = app.origin.db();
-    let row = db.node(&id).await?.ok_or_else(unknown)?;
-    let MemberRow { member, revoked, .. } = db.member(&id).await?.ok_or_else(unknown)?;
+    let row = db.node(id).await?.ok_or_else(unknown)?;
+    let MemberRow { member, revoked, .. } = db.member(id).await?.ok_or_else(unknown)?;
     let selectors = db.selectors().await?;
     let listed = member.listed.iter().chain(selectors.keys()).filter(|name| member.is_in(name, &selectors));
     let groups: BTreeSet<String> = listed.map(ToString::to_string).collect();
@@ -120,17 +124,17 @@ pub(super) async fn show(
             && member.is_granted_as(&row.grant.group, &selectors)
     };
     let grants = db.grants().await?.into_iter().filter(gives).map(|row| grant_info(row, now));
-    Ok(Json(NodeDetail {
-        node: node(row, &member.labels, db.reports(Some(&id)).await?.remove(&id)),
+    Ok(NodeDetail {
+        node: node(row, &member.labels, db.reports(Some(id)).await?.remove(id)),
         groups: [EVERYONE.to_owned()].into_iter().chain(groups).collect(),
         grants: grants.collect(),
         pins: db
-            .pins_of(&id)
+            .pins_of(id)
             .await?
             .into_iter()
             .map(|(product, version)| (product.to_string(), version.to_string()))
             .collect(),
-    }))
+    })
 }
 
 /// Sets and removes labels that an operator gave a node. Labels of its join token and its facts
@@ -154,7 +158,7 @@ pub(super) async fn label(
         let message = format!("the label {key} is both set and removed");
         return Err(ApiError::bad_request(message, "name each key once"));
     }
-    match app.origin.db().change_labels(&id, &set, &remove).await? {
+    match caller.db(&app).change_labels(&id, &set, &remove).await? {
         db::ChangeLabels::UnknownNode => Err(unknown()),
         db::ChangeLabels::TooMany => Err(too_many_labels()),
         db::ChangeLabels::Changed(labels) => {
@@ -177,7 +181,7 @@ pub(super) async fn pin(
 ) -> Result<StatusCode, ApiError> {
     let version: Name =
         wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;
-    match app.origin.db().pin_node(&id, &product, &version).await? {
+    match caller.db(&app).pin_node(&id, &product, &version).await? {
         PinNode::Pinned => {
             tracing::info!(node = id, %product, %version, by = caller.row.label, "node pinned");
             Ok(StatusCode::NO_CONTENT)
@@ -200,7 +204,7 @@ pub(super) async fn unpin(
     caller: Caller<ToAdminister>,
     PathParams((id, product)): PathParams<(String, Name)>,
 ) -> Result<StatusCode, ApiError> {
-    if !app.origin.db().unpin_node(&id, &product).await? {
+    if !caller.db(&app).unpin_node(&id, &product).await? {
         return Err(ApiError::unlisted(&format!("pin of this node to {product}"), "GET /v1/nodes/{id}"));
     }
     tracing::info!(node = id, %product, by = caller.row.label, "pin removed");
@@ -215,18 +219,18 @@ pub(super) async fn unpin(
     ), security(("token" = ["admin"])))]
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
     OptionalJsonBody(also): OptionalJsonBody<RevokeNode>,
 ) -> Result<Response, ApiError> {
     if !also.tokens {
-        if !app.origin.revoke_node(&id).await? {
+        if !app.origin.revoke_node(&id, &caller.mover()).await? {
             return Err(unknown());
         }
         tracing::info!(node = id, "node revoked");
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tokens = app.origin.revoke_node_and_tokens(&id).await?.ok_or_else(unknown)?;
+    let tokens = app.origin.revoke_node_and_tokens(&id, &caller.mover()).await?.ok_or_else(unknown)?;
     let join_tokens: Vec<String> = tokens.iter().map(|key| join_token_id(key)).collect();
     tracing::info!(node = id, ?join_tokens, "node and its join tokens revoked");
     Ok(Json(RevokedNode { join_tokens }).into_response())

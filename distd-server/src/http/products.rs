@@ -46,7 +46,7 @@ pub(super) async fn create(
         ),
         None => None,
     };
-    let db = app.origin.db();
+    let db = caller.db(&app);
     let (mut row, made) = db.ensure_product(&name, cut.unwrap_or_default(), signed(unix_now())).await?;
     if let Some(cut) = cut.filter(|cut| *cut != row.cut) {
         db.set_product_cut(&name, cut).await?;

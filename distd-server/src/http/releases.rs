@@ -109,7 +109,7 @@ pub(super) async fn withdraw(
     products::find(&app, &product).await?;
     let at = app.clone();
     let work = app.detached(async move {
-        at.origin.withdraw_release(&product, &version).await?;
+        at.origin.withdraw_release(&product, &version, &caller.mover()).await?;
         tracing::info!(%product, %version, by = caller.row.label, "release withdrawn");
         Ok(())
     });

@@ -20,7 +20,7 @@ use super::body::{JsonBody, PathParams};
 use super::nodes::labels_of;
 use super::route::{Route, routes};
 use super::{ApiError, App};
-use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken};
+use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken, join_token_id};
 use crate::origin::signed;
 use crate::publisher::Products;
 
@@ -40,14 +40,6 @@ const JOIN_SECONDS_MAX: u64 = 90 * 24 * 3600;
 
 /// Validity of a join token if the caller gives none, seconds.
 const JOIN_SECONDS: u64 = 24 * 3600;
-
-/// Length of a join token's id: the first hexadecimal digits of its public key.
-const JOIN_ID_DIGITS: usize = 16;
-
-/// Id of a join token, which names it in lists and for revocation.
-pub(super) fn join_token_id(public_key: &str) -> String {
-    public_key.chars().take(JOIN_ID_DIGITS).collect()
-}
 
 /// State of a token at `now`.
 fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> TokenState {
@@ -85,7 +77,7 @@ fn check_seconds(seconds: u64, seconds_max: u64) -> Result<i64, ApiError> {
 ), security(("token" = ["admin"])))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     JsonBody(new): JsonBody<NewToken>,
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
     check_label(&new.label)?;
@@ -119,7 +111,7 @@ pub(super) async fn create(
         expires: new.expires_in.map(|seconds| check_seconds(seconds, SECONDS_MAX)).transpose()?,
         revoked: None,
     };
-    app.origin.db().put_api_token(&row).await?;
+    caller.db(&app).put_api_token(&row).await?;
     let id = token_id(&row.secret_sha256);
     tracing::info!(id, label = row.label, scopes = row.scopes, products = row.products, "API token made");
     Ok((StatusCode::CREATED, Json(MadeToken { token: token.to_secret_string(), id })))
@@ -158,14 +150,14 @@ pub(super) async fn list(
 ), security(("token" = ["admin"])))]
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
 ) -> Result<StatusCode, ApiError> {
     let now = signed(unix_now());
     let rows = app.origin.db().api_tokens().await?;
     let row = rows.iter().find(|row| token_id(&row.secret_sha256) == id);
     let row = row.ok_or_else(|| ApiError::unlisted("API token of this id", "GET /v1/tokens"))?;
-    if app.origin.db().revoke_api_token(&row.secret_sha256, now).await? == RevokeToken::LastAdmin {
+    if caller.db(&app).revoke_api_token(&row.secret_sha256, now).await? == RevokeToken::LastAdmin {
         let next = "first make another token with the scope admin";
         return Err(ApiError::conflict("this is the last valid token with the scope admin", next));
     }
@@ -186,7 +178,7 @@ pub(super) async fn revoke(
 ), security(("token" = ["admin"])))]
 pub(super) async fn create_join(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     JsonBody(new): JsonBody<NewJoinToken>,
 ) -> Result<(StatusCode, Json<MadeJoinToken>), ApiError> {
     check_label(&new.label)?;
@@ -211,7 +203,7 @@ pub(super) async fn create_join(
         created: signed(unix_now()),
         revoked: None,
     };
-    app.origin.db().put_join_token(&row, &labels).await?;
+    caller.db(&app).put_join_token(&row, &labels).await?;
     let id = join_token_id(&row.public_key);
     tracing::info!(id, role = row.role, uses, label = row.label, "join token made");
     Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string(), id: Some(id) })))
@@ -255,13 +247,13 @@ pub(super) async fn list_join(
 ), security(("token" = ["admin"])))]
 pub(super) async fn revoke_join(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    caller: Caller<ToAdminister>,
     PathParams(id): PathParams<String>,
 ) -> Result<StatusCode, ApiError> {
     let rows = app.origin.db().join_tokens().await?;
     let row = rows.iter().find(|row| join_token_id(&row.public_key) == id);
     let row = row.ok_or_else(|| ApiError::unlisted("join token of this id", "GET /v1/join-tokens"))?;
-    app.origin.db().revoke_join_token(&row.public_key, signed(unix_now())).await?;
+    caller.db(&app).revoke_join_token(&row.public_key, signed(unix_now())).await?;
     tracing::info!(id, label = row.label, "join token revoked");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -49,7 +49,7 @@ pub(super) async fn begin(
     }
     ingest.check_room(0)?;
     let now = signed(unix_now());
-    let (row, _) = app.origin.db().ensure_product(&product, CutParams::default(), now).await?;
+    let (row, _) = caller.db(&app).ensure_product(&product, CutParams::default(), now).await?;
     let (upload, resumed) = ingest.begin_or_resume(&product, &version, &caller.publisher(), now).await?;
     Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut }))
 }

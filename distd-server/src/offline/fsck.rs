@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::own::{ca_fingerprint, take};
 use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
 use super::{is_begun, is_origin};
-use crate::db::{Db, DbError, redact};
+use crate::db::{Actor, Db, DbError, redact};
 use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
@@ -104,6 +104,8 @@ pub struct FsckReport {
     pub unknown: Vec<String>,
     /// Chunks of lost packs that the repair found in other packs.
     pub found_again: u64,
+    /// Fault of the audit log, in words.
+    pub audit: Option<String>,
     /// Repairs that were made, in words.
     pub repaired: Vec<String>,
     /// Repairs that were not possible, and why.
@@ -120,6 +122,7 @@ impl FsckReport {
             && self.lost.is_empty()
             && self.rotten.as_ref().is_none_or(Vec::is_empty)
             && self.damaged.is_empty()
+            && self.audit.is_none()
             && self.left.is_empty()
     }
 }
@@ -185,7 +188,7 @@ impl Look {
             return Err(FsckError::NoRepository(places.store.clone()));
         }
         let db = match purpose {
-            Purpose::Repair => Db::open(&places.db).await?,
+            Purpose::Repair => Db::open(&places.db).await?.acting(Actor::operator(), signed(unix_now())),
             Purpose::Look => Db::open_read_only(&places.db).await?,
         };
         let parties = Parties {
@@ -237,6 +240,7 @@ impl Look {
         if read_packs {
             out.rotten = Some(self.rotten().await?);
         }
+        out.audit = self.db.check_audit().await?.err().map(|fault| fault.to_string());
         let losses = self.ingest.look_for_losses().await?;
         out.lost = losses.packs.into_iter().chain(losses.manifests).collect();
         out.damaged = losses.releases.into_iter().map(name).collect();

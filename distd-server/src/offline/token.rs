@@ -8,7 +8,7 @@ use distd_peer::trust::token::ApiToken;
 
 use super::is_origin;
 use super::own::ca_fingerprint;
-use crate::db::{ApiTokenRow, Db, DbError};
+use crate::db::{Actor, ApiTokenRow, Db, DbError};
 use crate::http::Scope;
 use crate::origin::{DisagreementError, Owner, Places, signed};
 use crate::publisher::Products;
@@ -82,7 +82,7 @@ pub async fn admin_token(
         expires: None,
         revoked: None,
     };
-    db.put_api_token(&row).await?;
+    db.acting(Actor::operator(), row.created).put_api_token(&row).await?;
     db.close().await;
     Ok(out.is_none().then_some(text))
 }

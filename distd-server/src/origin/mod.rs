@@ -4,6 +4,7 @@
 mod agree;
 mod capabilities;
 mod content;
+mod fleet;
 mod manifests;
 mod metadata;
 mod owner;
@@ -41,11 +42,13 @@ use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, Reposi
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
 pub use content::OriginContent;
+pub use fleet::{FleetFilter, FleetSelection};
 pub use metadata::ObjectMetadata;
 pub(crate) use owner::Owner;
 pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub use reports::TakeReportsError;
 pub use revoked::RevokedListError;
 pub use rights::NodeRights;
 pub use rollouts::{RolloutError, RolloutStatus, WaveStatus};

@@ -21,7 +21,7 @@ use crate::db::{DbError, PutReport};
 
 /// Reason why reports are not taken now.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TakeReportsError {
+pub enum TakeReportsError {
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -38,7 +38,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`TakeReportsError`]: the peer keeps its reports.
-    pub(super) async fn take_reports(
+    pub async fn take_reports(
         &self,
         peer: &PeerIdentity,
         reports: Vec<ByteBuf>,

@@ -7,7 +7,7 @@ use distd_peer::trust::revoked::{FILE, Revoked, RevokedList};
 use distd_peer::trust::tuf::wire::Answer;
 
 use super::{Origin, signed};
-use crate::db::DbError;
+use crate::db::{DbError, MoveBy};
 use crate::realm::RealmError;
 
 /// Error of making the list of revoked nodes.
@@ -44,12 +44,14 @@ impl Origin {
         Ok(list)
     }
 
-    /// Revokes a node and ends its connections; returns `false` when there is none of this id.
+    /// Revokes a node in the name of `by` and ends its connections; returns `false` when there is
+    /// none of this id.
     ///
     /// # Errors
     /// [`DbError`].
-    pub async fn revoke_node(&self, id: &str) -> Result<bool, DbError> {
-        let known = self.db.revoke_node(id, signed(unix_now())).await?;
+    pub async fn revoke_node(&self, id: &str, by: &MoveBy) -> Result<bool, DbError> {
+        let now = signed(unix_now());
+        let known = self.db.acting(by, now).revoke_node(id, now).await?;
         self.refresh_revoked().await?;
         Ok(known)
     }
@@ -59,8 +61,13 @@ impl Origin {
     ///
     /// # Errors
     /// [`DbError`].
-    pub async fn revoke_node_and_tokens(&self, id: &str) -> Result<Option<Vec<String>>, DbError> {
-        let tokens = self.db.revoke_node_and_tokens(id, signed(unix_now())).await?;
+    pub async fn revoke_node_and_tokens(
+        &self,
+        id: &str,
+        by: &MoveBy,
+    ) -> Result<Option<Vec<String>>, DbError> {
+        let now = signed(unix_now());
+        let tokens = self.db.acting(by, now).revoke_node_and_tokens(id, now).await?;
         self.refresh_revoked().await?;
         Ok(tokens)
     }

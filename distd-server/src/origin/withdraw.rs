@@ -49,15 +49,21 @@ pub enum WithdrawError {
 }
 
 impl Origin {
-    /// Withdraws a release: the signed metadata no longer lists it, and objects that nothing else
-    /// needs are deleted.
+    /// Withdraws a release in the name of `by`: the signed metadata no longer lists it, and objects
+    /// that nothing else needs are deleted.
     ///
     /// # Errors
     /// [`WithdrawError`].
-    pub async fn withdraw_release(&self, product: &Name, version: &Name) -> Result<(), WithdrawError> {
+    pub async fn withdraw_release(
+        &self,
+        product: &Name,
+        version: &Name,
+        by: &MoveBy,
+    ) -> Result<(), WithdrawError> {
         let _turn = self.publishing.lock().await;
         let (product, version) = (product.clone(), version.clone());
-        match self.db.mark_withdrawn(&product, &version, signed(unix_now())).await? {
+        let now = signed(unix_now());
+        match self.db.acting(by, now).mark_withdrawn(&product, &version, now).await? {
             Withdraw::Unknown => Err(WithdrawError::UnknownRelease { product, version }),
             Withdraw::InUse(channels) => Err(WithdrawError::InUse { product, version, channels }),
             Withdraw::Marked(release) => self.finish_withdrawal(&release).await,

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::world::*;
 
 /// Enrols a node with a new join token that has these labels.
-async fn enrolled(world: &World, role: Role, labels: Value) -> (TempDir, NodeId) {
+pub(crate) async fn enrolled(world: &World, role: Role, labels: Value) -> (TempDir, NodeId) {
     let new = json!({"role": role, "label": "a node", "labels": labels});
     let (status, made) = world.json(Method::POST, "/v1/join-tokens", Some(new)).await;
     assert_eq!(status, StatusCode::CREATED, "{made}");

@@ -1,12 +1,14 @@
 //! The HTTP API of a whole origin on port 0: TLS, tokens, both kinds of upload, and mistakes of
 //! callers.
 
+mod audit;
 mod fleet;
 mod process;
 mod products;
 mod publishers;
 mod refusals;
 mod releases;
+mod state;
 mod tokens;
 mod withdraw;
 mod world;

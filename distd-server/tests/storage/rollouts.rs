@@ -11,7 +11,7 @@ use distd_server::db::{BeginRollout, Follower, NewRollout, PinNode, PutReport, R
 use super::*;
 
 /// A product with the releases 1, 2 and 3, and the channel stable at release 2.
-async fn realm(world: &World) {
+pub(super) async fn realm(world: &World) {
     for (seed, version) in ["1", "2", "3"].into_iter().enumerate() {
         push(&world.ingest, version, &artifact(noise(seed as u64, 20_000))).await.expect("push");
     }
@@ -53,7 +53,7 @@ async fn begin(world: &World, id: u8, channel: &str, version: &str) -> BeginRoll
     world.db.begin_rollout(&new, &by(), NOW).await.expect("asked")
 }
 
-async fn begun(world: &World, id: u8, version: &str) -> RolloutRow {
+pub(super) async fn begun(world: &World, id: u8, version: &str) -> RolloutRow {
     match begin(world, id, "stable", version).await {
         BeginRollout::Begun(row) => *row,
         other => panic!("{other:?}"),
@@ -64,18 +64,18 @@ async fn counter(world: &World) -> u64 {
     world.db.channel(&name("os"), &name("stable")).await.expect("asked").expect("the channel").counter
 }
 
-async fn node(world: &World, label: &str) -> NodeId {
+pub(super) async fn node(world: &World, label: &str) -> NodeId {
     let token = join_token(&format!("a{label}"), 99);
     world.db.put_join_token(&token, &LabelMap::new()).await.expect("put");
     enrol(world, &token, label, NOW).await;
     node_id(label).parse().expect("an id")
 }
 
-fn running(channel: &str, version: Option<&str>, held: Option<Held>) -> Running {
+pub(super) fn running(channel: &str, version: Option<&str>, held: Option<Held>) -> Running {
     Running { product: name("os"), channel: name(channel), version: version.map(name), manifest: None, held }
 }
 
-fn attempt(number: u32, state: AttemptState) -> Attempt {
+pub(super) fn attempt(number: u32, state: AttemptState) -> Attempt {
     let failed = matches!(state, AttemptState::Failed | AttemptState::RolledBack);
     Attempt {
         rollout: Some(RolloutId([1; 16])),
@@ -91,7 +91,7 @@ fn attempt(number: u32, state: AttemptState) -> Attempt {
 }
 
 /// Records a report at `now`, with an attempt at the rollout 1.
-async fn report(
+pub(super) async fn report(
     world: &World,
     node: &NodeId,
     sequence: u64,

@@ -155,6 +155,23 @@ pub enum Held {
     Unknown,
 }
 
+impl Held {
+    /// The reason as a word, without its numbers.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pinned => "pinned",
+            Self::Labels => "labels",
+            Self::UnknownLabels => "unknown_labels",
+            Self::Wave { .. } => "wave",
+            Self::Paused => "paused",
+            Self::Halted => "halted",
+            Self::Failed { .. } => "failed",
+            Self::Form => "form",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use distd_core::NodeId;
 use distd_core::fleet::Selector;
-use distd_core::fleet::report::AttemptState;
-use distd_core::fleet::rollout::{Held, RolloutId, WaveCounts, point, wave_of};
+use distd_core::fleet::rollout::{RolloutId, WaveCounts, point, wave_of};
+use distd_core::fleet::state::{Goal, Standing, standing};
 use distd_core::names::Name;
 use distd_core::role::Role;
 use distd_peer::clock::unix_now;
@@ -30,37 +30,8 @@ pub(super) struct Chosen<'a> {
     pub(super) selector: Option<&'a Selector>,
 }
 
-/// Result of a device, as far as a wave is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// It runs the release, and no attempt is under way.
-    Succeeded,
-    /// As many attempts as the rollout allows have failed, in this rollout or an earlier one.
-    Failed,
-    /// An attempt is under way.
-    Trying,
-    /// It has not begun, or is to try again.
-    Waiting,
-}
-
-fn standing(follower: &Follower, version: &Name, attempts: u32) -> Standing {
-    let runs_it = follower.version.as_ref() == Some(version);
-    match follower.attempt {
-        Some((AttemptState::Failed | AttemptState::RolledBack, number)) if number >= attempts => {
-            Standing::Failed
-        }
-        Some((AttemptState::Succeeded, _)) | None if runs_it => Standing::Succeeded,
-        // The release failed on the device before the rollout, and is not tried again.
-        None if matches!(follower.held, Some(Held::Failed { .. })) => Standing::Failed,
-        // A failed attempt that may be repeated is not under way: the device may be gone for good.
-        Some((AttemptState::Succeeded | AttemptState::Failed | AttemptState::RolledBack, _)) | None => {
-            Standing::Waiting
-        }
-        Some(_) => Standing::Trying,
-    }
-}
-
 pub(super) fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower]) -> Vec<WaveStatus> {
+    let goal = Goal { version: &row.version, attempts: row.policy.attempts };
     let thresholds: Vec<u64> = waves.iter().map(|wave| wave.upto.0).collect();
     let empty = |wave: &WaveRow| WaveStatus { row: *wave, counts: WaveCounts::default() };
     let mut counted: Vec<WaveStatus> = waves.iter().map(empty).collect();
@@ -68,7 +39,7 @@ pub(super) fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower])
         let wave = wave_of(&thresholds, point(&row.id, &follower.node));
         let Some(wave) = wave.and_then(|wave| counted.get_mut(wave)) else { continue };
         wave.counts.members += 1;
-        match standing(follower, &row.version, row.policy.attempts) {
+        match standing(&follower.seen(), &goal) {
             Standing::Succeeded => wave.counts.succeeded += 1,
             Standing::Failed => wave.counts.failed += 1,
             Standing::Trying => wave.counts.trying += 1,
@@ -141,27 +112,5 @@ mod tests {
         let fleet = ["1", "3", "2", "1", "5", "4", "2", "1", "6", "9"].map(of);
         let versions: Vec<_> = commonest(&fleet, &name("3")).into_iter().map(Name::as_str).collect();
         assert_eq!(versions, ["1", "2", "4", "5"]);
-    }
-
-    #[test]
-    fn a_device_counts_by_its_attempt_and_what_it_runs() {
-        use AttemptState::{Checking, Failed, RolledBack, Succeeded};
-        let version: Name = "2".parse().expect("a name");
-        let of = |runs: &str, attempt, held| {
-            let runs = Some(runs.parse().expect("a name"));
-            let follower = Follower { node: NodeId([0; 16]), version: runs, held, attempt };
-            standing(&follower, &version, 2)
-        };
-        assert_eq!(of("1", None, None), Standing::Waiting);
-        assert_eq!(of("2", None, None), Standing::Succeeded);
-        assert_eq!(of("1", Some((Checking, 1)), None), Standing::Trying);
-        assert_eq!(of("2", Some((Succeeded, 1)), None), Standing::Succeeded);
-        // It went elsewhere after it had succeeded.
-        assert_eq!(of("1", Some((Succeeded, 1)), None), Standing::Waiting);
-        assert_eq!(of("1", Some((RolledBack, 1)), None), Standing::Waiting);
-        assert_eq!(of("1", Some((RolledBack, 2)), None), Standing::Failed);
-        assert_eq!(of("1", Some((Failed, 2)), None), Standing::Failed);
-        assert_eq!(of("1", None, Some(Held::Failed { attempts: 1 })), Standing::Failed);
-        assert_eq!(of("1", Some((AttemptState::Unknown, 1)), None), Standing::Trying);
     }
 }
