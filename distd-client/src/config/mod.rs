@@ -142,7 +142,7 @@ pub struct Values {
     pub follow_poll: Duration,
     /// Parts of the week in which releases may be fetched; empty for the whole week.
     pub download_windows: Vec<Window>,
-    /// Parts of the week in which a device may begin to install a release; empty for the whole week.
+    /// Parts of the week in which a device may begin to install a release; empty for all of it.
     pub install_windows: Vec<Window>,
     /// Time zone of these; `None` for the system's.
     pub time_zone: Option<TimeZone>,

@@ -70,7 +70,8 @@ pub(super) trait Loader: Send + Sync {
     async fn try_once(&self, slot: &Name, release: &About) -> anyhow::Result<()>;
 
     /// Makes a slot the default and withdraws an open order. After that the boot loader does not
-    /// start `other`, whose contents may be about to change, unless `spare` says that they are whole.
+    /// start `other`, whose contents may be about to change, unless `spare` says that they are
+    /// whole.
     async fn keep(&self, slot: &Name, other: &Name, spare: Spare) -> anyhow::Result<()>;
 }
 

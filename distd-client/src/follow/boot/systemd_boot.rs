@@ -250,7 +250,7 @@ impl Loader for SystemdBoot {
         let entries = self.entries_of(slot)?;
         let plain = self.esp.join(ENTRIES).join(format!("{OURS}-{slot}.conf"));
         if let Some(counted) = entries.iter().filter(|entry| entry.left.is_some()).max_by_key(|e| e.version) {
-            // The directory has no other entry of the slot, unless a crash of the partition left one.
+            // A crash may have left several entries of the slot; the newest one counts.
             let renamed = filesystem::rename(&counted.path, &plain);
             renamed.with_context(|| format!("could not rename {}", counted.path.display()))?;
         } else if entries.is_empty() {

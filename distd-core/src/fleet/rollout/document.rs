@@ -166,6 +166,7 @@ impl Held {
             Self::Paused => "paused",
             Self::Halted => "halted",
             Self::Failed { .. } => "failed",
+            Self::Window => "window",
             Self::Form => "form",
             Self::Unknown => "unknown",
         }
