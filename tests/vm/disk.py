@@ -19,8 +19,9 @@ LAYOUT = {"esp": (1, 128), "root-a": (129, 448), "root-b": (577, 448), "data": (
 DISK_MIB = 1025 + 768 + 1
 # A panic restarts the machine after 5 s; any kernel oops is a panic. The slots are known by the names of their
 # partitions: their file systems have one UUID. The generator for partitions found by type would mount what we mount.
+# Mitigations of processor flaws only cost time here.
 OPTIONS = ("root=PARTLABEL=root-{slot} rootfstype=ext4 ro distd.slot={slot} console=ttyS0,115200 panic=5 oops=panic "
-           "fsck.mode=skip systemd.gpt_auto=0 loglevel=5 systemd.show_status=0")
+           "fsck.mode=skip systemd.gpt_auto=0 mitigations=off loglevel=5 systemd.show_status=0")
 SYSTEMD_BOOT = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
 GRUB_MODULES = ("part_gpt fat ext2 squash4 normal linux configfile loadenv test regexp search echo reboot sleep serial "
                 "terminal gzio minicmd").split()

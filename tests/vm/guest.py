@@ -70,7 +70,7 @@ class Guest:
         self.events = []  # (seconds since the epoch, name, data) of QMP
         self.position = 0  # in the console's log: waiting begins here
         self.process = None
-        self.patience = 1 if accelerator() == "kvm" else 4  # factor of all time-outs
+        self.patience = 1 if accelerator() == "kvm" else 8  # factor of all time-outs
 
     def __enter__(self):
         self.work.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@
 #   OUT/release-4.img   hangs after systemd has started; only the watchdog ends it
 #   OUT/release-5.img   boots, but its application fails, and so does the hook `health`
 #
-# Needs root. The base system is downloaded once and kept as OUT/base.tar.
+# Needs root. The base system is downloaded once and kept as OUT/base-KEY.tar, until this script or the initrd changes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 distd=$(realpath "$1"); out=$(realpath "$2")
@@ -25,7 +25,7 @@ drivers=(drivers/virtio/virtio drivers/block/virtio_blk.ko drivers/net/virtio_ne
   drivers/watchdog/i6300esb.ko net/core/failover.ko fs/autofs fs/ext4 fs/jbd2 fs/mbcache.ko fs/fat fs/nls/nls_ascii.ko
   fs/nls/nls_cp437.ko fs/nls/nls_utf8.ko fs/efivarfs fs/squashfs fs/erofs lib crypto arch/x86/crypto/crc)
 
-base() {
+make_base() {
   local keep=() driver
   for driver in "${drivers[@]}"; do
     keep+=("--dpkgopt=path-include=/lib/modules/*/kernel/$driver*")
@@ -37,12 +37,12 @@ base() {
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/*' "${keep[@]}" \
     --essential-hook="tar -C '$here/files' -c etc/initramfs-tools | tar -C \"\$1\" -x --no-same-owner" \
-    bookworm "$out/base.tar.new" - <<S
+    bookworm "$base.new" - <<S
 deb http://deb.debian.org/debian bookworm main
 deb http://deb.debian.org/debian bookworm-updates main
 deb http://deb.debian.org/debian-security bookworm-security main
 S
-  mv "$out/base.tar.new" "$out/base.tar"
+  mv "$base.new" "$base"
 }
 
 # mask UNIT...: units that need a writable root, or would do the agent's work.
@@ -50,7 +50,7 @@ mask() { local unit; for unit; do ln -sf /dev/null "$tree/etc/systemd/system/$un
 
 # The tree of release 1.
 prepare() {
-  tar -C "$tree" -xf "$out/base.tar"
+  tar -C "$tree" -xf "$base"
   tar -C "$here/files" -c --owner=0 --group=0 . | tar -C "$tree" -x --no-overwrite-dir
   strip -o "$tree/usr/local/bin/distd" "$distd"
   mkdir -p "$tree/var/lib/distd" "$tree/boot/efi"
@@ -83,7 +83,8 @@ release() {
 
 image_size=320M
 mkdir -p "$out"
-[ -e "$out/base.tar" ] || base
+base=$out/base-$(cd "$here" && cat image.sh $(find files/etc/initramfs-tools -type f | sort) | sha256sum | cut -c 1-12).tar
+[ -e "$base" ] || { rm -f "$out"/base-*.tar; make_base; }
 # Times of reading must not change while the images are made, so the tree is in memory.
 tree=$out/tree
 mkdir -p "$tree"
