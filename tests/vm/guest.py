@@ -142,7 +142,9 @@ class Guest:
             if self.process.poll() is not None:
                 raise GuestError(f"the virtual machine ended with {self.process.returncode}")
             if time.monotonic() > deadline:
-                raise GuestError(f"no {pattern!r} on the console in {seconds} s; it ends with:\n{text[-3000:]}")
+                events = [f"{time.ctime(at)} {event}" for at, event, _ in self.events[-5:]]
+                raise GuestError(f"no {pattern!r} on the console in {seconds} s; the last events are {events}; it ends"
+                                 f" with:\n{text[-3000:]}")
             time.sleep(0.05)
 
     def wait_up(self, seconds=90):

@@ -17,7 +17,7 @@ ENTRIES = "/boot/efi/loader/entries"
 class Grub:
     """What grub-reboot and grub-set-default do, with the environment block on the ESP."""
 
-    def boot_once(self, guest, slot, _version):
+    def boot_once(self, guest, slot, version):
         guest.run(f"grub-editenv /boot/efi/grub/grubenv set next_entry={slot} && sync -f /boot/efi")
 
     def confirm(self, guest, slot):

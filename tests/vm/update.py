@@ -77,7 +77,7 @@ def has_slots():
     """Whether this build of distd has back ends for boot loaders."""
     effective = subprocess.run([os.environ["DISTD"], "--data", os.environ["DEVICE"], "agent", "--effective"],
                                capture_output=True, text=True)
-    return "follow.slots" in effective.stdout
+    return any(line.startswith("slots =") for line in effective.stdout.splitlines())
 
 
 def wait_for_rollout(state, seconds):
