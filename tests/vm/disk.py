@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Disk images with two root slots, and a boot loader that boots slot a.
+
+    tests/vm/disk.py LOADER RELEASE.img OUT.img [DATA]     LOADER: systemd-boot or grub
+
+Partitions: `esp`, `root-a` with the release, `root-b` empty, `data` with the files of the directory DATA.
+Nothing is mounted, and root is not needed.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+MIB = 1 << 20
+# Start and size of each partition, MiB. A slot is somewhat larger than the image of a release.
+LAYOUT = {"esp": (1, 128), "root-a": (129, 448), "root-b": (577, 448), "data": (1025, 768)}
+DISK_MIB = 1025 + 768 + 1
+# A panic restarts the machine after 5 s; any kernel oops is a panic. The slots are known by the names of their
+# partitions: their file systems have one UUID. The generator for partitions found by type would mount what we mount.
+# Mitigations of processor flaws only cost time here.
+OPTIONS = ("root=PARTLABEL=root-{slot} rootfstype=ext4 ro distd.slot={slot} console=ttyS0,115200 panic=5 oops=panic "
+           "fsck.mode=skip systemd.gpt_auto=0 mitigations=off loglevel=5 systemd.show_status=0")
+SYSTEMD_BOOT = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+GRUB_MODULES = ("part_gpt fat ext2 squash4 normal linux configfile loadenv test regexp search echo reboot sleep serial "
+                "terminal gzio minicmd").split()
+
+# The part about the environment is what grub-mkconfig writes for grub-reboot and grub-set-default.
+GRUB_CONFIG = """\
+serial --unit=0 --speed=115200
+terminal_output serial
+load_env
+if [ "${next_entry}" ]; then
+  set default="${next_entry}"
+  set next_entry=
+  save_env next_entry
+else
+  set default="${saved_entry}"
+fi
+# An entry that cannot be booted must not end in a menu.
+set fallback="a b"
+set timeout=0
+# GRUB was started from the ESP: the slots are on the same disk. GRUB 2.06 cannot search by partition name.
+regexp --set=1:disk '^([^,]*)' "$root"
+"""
+GRUB_ENTRY = """\
+menuentry "slot {slot}" --id {slot} {{
+  set root=$disk,gpt{partition}
+  echo "grub: slot {slot}"
+  linux /vmlinuz {options}
+  initrd /initrd.img
+}}
+"""
+
+
+def run(*command, **more):
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, **more)
+
+
+def write_into(disk, image, offset):
+    """Copies an image into the disk at an offset, without blocks of zeros."""
+    with open(image, "rb") as source, open(disk, "r+b") as target:
+        position = offset
+        while block := source.read(MIB):
+            if block.count(0) != len(block):
+                target.seek(position)
+                target.write(block)
+            position += len(block)
+
+
+def options(slot):
+    return OPTIONS.format(slot=slot)
+
+
+def systemd_boot(esp, release):
+    """Fills the directory of an ESP: loader, and an entry for slot a with its kernel beside it."""
+    for place in ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"):
+        (esp / place).parent.mkdir(parents=True)
+        shutil.copy(SYSTEMD_BOOT, esp / place)
+    (esp / "distd/a").mkdir(parents=True)
+    for name in ("vmlinuz", "initrd.img"):
+        target = esp / "distd/a" / name
+        # debugfs does not follow links: Debian's /vmlinuz is a link into /boot.
+        link = subprocess.run(["debugfs", "-R", f"stat /{name}", release], check=True, capture_output=True, text=True).stdout
+        source = link.split('Fast link dest: "')[1].split('"')[0]
+        run("debugfs", "-R", f"dump /{source} {target}", release, stderr=subprocess.DEVNULL)
+        assert target.stat().st_size > MIB, f"{name} of {release} was not read"
+    entries = esp / "loader/entries"
+    entries.mkdir(parents=True)
+    (esp / "loader/loader.conf").write_text("timeout 0\nconsole-mode keep\neditor no\n")
+    (esp / "loader/entries.srel").write_text("type1\n")
+    (entries / "distd-a.conf").write_text(systemd_boot_entry("a", "1"))
+
+
+def systemd_boot_entry(slot, version):
+    return (f"title slot {slot}\nsort-key distd\nversion {version}\nlinux /distd/{slot}/vmlinuz\n"
+            f"initrd /distd/{slot}/initrd.img\noptions {options(slot)}\n")
+
+
+def grub(esp, _release):
+    """Fills the directory of an ESP: GRUB with its configuration and environment block."""
+    (esp / "EFI/BOOT").mkdir(parents=True)
+    (esp / "grub").mkdir()
+    run("grub-mkimage", "-O", "x86_64-efi", "-p", "/grub", "-o", esp / "EFI/BOOT/BOOTX64.EFI", *GRUB_MODULES)
+    entries = [GRUB_ENTRY.format(slot=slot, partition=partition, options=options(slot))
+               for slot, partition in (("a", 2), ("b", 3))]
+    (esp / "grub/grub.cfg").write_text(GRUB_CONFIG + "".join(entries))
+    run("grub-editenv", esp / "grub/grubenv", "create")
+    run("grub-editenv", esp / "grub/grubenv", "set", "saved_entry=a")
+
+
+LOADERS = {"systemd-boot": systemd_boot, "grub": grub}
+
+
+def make(loader, release, out, data=None):
+    out = pathlib.Path(out)
+    with tempfile.TemporaryDirectory(dir=out.parent) as work:
+        work = pathlib.Path(work)
+        esp, empty = work / "esp", work / "empty"
+        esp.mkdir(), empty.mkdir()
+        LOADERS[loader](esp, release)
+        run("mkfs.vfat", "-C", "-F", "32", "-n", "ESP", "-i", "D157D000", work / "esp.img", LAYOUT["esp"][1] * 1024)
+        run("mcopy", "-s", "-i", work / "esp.img", *sorted(esp.iterdir()), "::")
+        run("mke2fs", "-q", "-t", "ext4", "-L", "data", "-E", "root_owner=0:0", "-d", data or empty, work / "data.img",
+            f"{LAYOUT['data'][1]}M")
+        out.unlink(missing_ok=True)
+        with open(out, "wb") as file:
+            os.truncate(file.fileno(), DISK_MIB * MIB)
+        table = "label: gpt\nlabel-id: D157D000-0000-4000-8000-0000000000D0\n" + "".join(
+            f"start={start}MiB, size={size}MiB, name={name}, type={'U' if name == 'esp' else 'L'}\n"
+            for name, (start, size) in LAYOUT.items())
+        run("sfdisk", "-q", out, input=table.encode())
+        for name, image in (("esp", work / "esp.img"), ("root-a", release), ("data", work / "data.img")):
+            assert os.stat(image).st_size <= LAYOUT[name][1] * MIB, f"{image} is larger than {name}"
+            write_into(out, image, LAYOUT[name][0] * MIB)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5) or sys.argv[1] not in LOADERS:
+        sys.exit(__doc__)
+    make(*sys.argv[1:])
