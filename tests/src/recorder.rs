@@ -200,8 +200,8 @@ fn add(
             let flags = args.iter().find(|arg| arg.starts_with("O_")).copied().unwrap_or("O_CREAT|O_TRUNC");
             let Some((number, path)) = descriptor(call.result) else { return };
             positions.insert((number.to_owned(), path.clone()), 0);
-            // A file that is opened with O_CREAT alone may have been there. Then it stays as it was,
-            // and a file that is made by its first write is the same.
+            // A file that is opened with O_CREAT alone may have been there, and stays as it was. A
+            // new one is made by its first write.
             if flags.contains("O_TRUNC") || flags.contains("O_EXCL") && flags.contains("O_CREAT") {
                 push(path, Change::Empty);
             }

@@ -1,5 +1,6 @@
 //! The boot loader of RAUC, by the D-Bus interface of its service,
-//! `de.pengutronix.rauc.Installer`: RAUC knows its boot loader and its slots, distd writes the slot.
+//! `de.pengutronix.rauc.Installer`. RAUC knows its boot loader and its slots, and distd writes the
+//! slot.
 //!
 //! RAUC has no order that holds for one boot. A slot that is marked active starts until its boot
 //! loader's own counter of tries is used up, and then the other one does. The count is the
