@@ -16,7 +16,10 @@ use serde_json::Value;
 fn release(lab: &Lab, version: &str, text: &str) -> PathBuf {
     let (tree, image) = (lab.path(&format!("tree-{version}")), lab.path(&format!("release-{version}")));
     fs::create_dir_all(tree.join("boot")).expect("a directory");
-    fs::write(tree.join("boot/vmlinuz"), format!("kernel {version}")).expect("write");
+    let kernel = tree.join("boot/vmlinuz");
+    if fs::symlink_metadata(&kernel).is_err() {
+        fs::write(kernel, format!("kernel {version}")).expect("write");
+    }
     fs::write(tree.join("release"), format!("{version} {text:24}\n").repeat(2000)).expect("write");
     let made = Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(&tree).output().expect("mkfs.erofs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -113,4 +116,32 @@ fn systemd_boot_starts_a_slot_once_by_counted_tries() {
 #[test]
 fn rauc_starts_a_slot_by_its_service() {
     updates_and_falls_back(Rauc::make);
+}
+
+#[test]
+fn a_kernel_that_is_a_link_out_of_the_release_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    release(&lab, "1", "");
+    let tree = lab.path("tree-2");
+    fs::create_dir_all(tree.join("boot")).expect("a directory");
+    // The file is there in the system that runs.
+    std::os::unix::fs::symlink("/bin/sh", tree.join("boot/vmlinuz")).expect("a link");
+    release(&lab, "2", "");
+    set_channel(&lab, "1");
+    let mut machine = Machine::new(&lab, "till", SystemdBoot::make);
+    machine.switch_on();
+    wait_until("release 1 is reported", || reported(&lab) == "1");
+    set_channel(&lab, "2");
+    let attempt = machine.wait_for_attempt("2", "failed");
+    let detail = attempt["failure"]["detail"].as_str().unwrap_or_default();
+    assert!(
+        attempt["failure"]["kind"] == "activation" && detail.contains("leads out of the release"),
+        "{attempt}"
+    );
+    assert!(!machine.dir.join("restart").exists());
+    machine.cut_power();
+    assert_eq!(machine.switch_on(), 0);
 }

@@ -21,6 +21,9 @@ use super::rollouts::UNDER_WAY;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed};
 
+/// Condition on the state of an attempt: it has not ended ([`AttemptState::has_ended`]).
+const NOT_ENDED: &str = "IN ('fetching', 'activating', 'restarting', 'checking')";
+
 /// Result of recording a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutReport {
@@ -237,11 +240,11 @@ impl Db {
     ) -> Result<u64, DbError> {
         let what = "end attempts that take too long";
         let mut tx = self.begin_write().await?;
-        let done = sqlx::query(
+        let done = sqlx::query(sqlx::AssertSqlSafe(format!(
             "UPDATE rollout_attempts SET state = 'failed', failure = 'timeout', \
              detail = 'no end was reported in time' \
-             WHERE rollout = $1 AND state IN ('fetching', 'activating', 'checking') AND first_received < $2",
-        )
+             WHERE rollout = $1 AND state {NOT_ENDED} AND first_received < $2"
+        )))
         .bind(rollout.to_string())
         .bind(now.saturating_sub(claimed(timeout)))
         .execute(&mut *tx)
@@ -249,11 +252,11 @@ impl Db {
         .map_err(failed(what))?
         .rows_affected();
         if done > 0 {
-            sqlx::query(
+            sqlx::query(sqlx::AssertSqlSafe(format!(
                 "UPDATE node_running SET attempt_state = 'failed', failure = 'timeout' WHERE rollout = $1 \
-                 AND attempt_state IN ('fetching', 'activating', 'checking') AND node IN \
-                 (SELECT node FROM rollout_attempts WHERE rollout = $2 AND state = 'failed' AND failure = 'timeout')",
-            )
+                 AND attempt_state {NOT_ENDED} AND node IN \
+                 (SELECT node FROM rollout_attempts WHERE rollout = $2 AND state = 'failed' AND failure = 'timeout')"
+            )))
             .bind(rollout.to_string())
             .bind(rollout.to_string())
             .execute(&mut *tx)
@@ -311,10 +314,9 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn restart_attempts(&self, rollout: &RolloutId, now: UnixSeconds) -> Result<(), DbError> {
-        sqlx::query(
-            "UPDATE rollout_attempts SET first_received = $1 \
-             WHERE rollout = $2 AND state IN ('fetching', 'activating', 'checking')",
-        )
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "UPDATE rollout_attempts SET first_received = $1 WHERE rollout = $2 AND state {NOT_ENDED}"
+        )))
         .bind(now)
         .bind(rollout.to_string())
         .execute(&self.pool)
@@ -388,6 +390,13 @@ impl Db {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_attempt_that_has_not_ended_is_timed_out() {
+        let open = AttemptState::ALL.into_iter().filter(|state| !state.has_ended());
+        let words: Vec<String> = open.map(|state| format!("'{}'", state.as_str())).collect();
+        assert_eq!(NOT_ENDED, format!("IN ({})", words.join(", ")));
+    }
 
     #[test]
     fn claimed_counts_never_overflow() {

@@ -231,7 +231,7 @@ on_every_back_end! {
         let (a, runs) = (node(world, "a").await, running("stable", Some("2"), None));
         report(world, &a, 1, &runs, Some(&attempt(1, AttemptState::Fetching)), NOW).await;
         // A sign of life does not prolong the attempt.
-        report(world, &a, 2, &runs, Some(&attempt(1, AttemptState::Checking)), NOW + 50).await;
+        report(world, &a, 2, &runs, Some(&attempt(1, AttemptState::Restarting)), NOW + 50).await;
         assert_eq!(world.db.time_out_attempts(&rollout, 60, NOW + 60).await.expect("asked"), 0);
         assert_eq!(world.db.time_out_attempts(&rollout, 60, NOW + 61).await.expect("asked"), 1);
         let attempts = world.db.attempts(&rollout).await.expect("list");

@@ -36,8 +36,11 @@ const ENTRY_BYTES_MAX: u64 = 64 << 10;
 const COPY_LIMIT: Duration = Duration::from_secs(300);
 
 /// Shell script that mounts a slot where nothing else sees it, and prints a file of it. The mount
-/// ends with the shell, also when it is killed.
-const PRINT_FILE: &str = "mount -o ro -- \"$1\" \"$2\" && exec cat -- \"$2/$3\"";
+/// ends with the shell, also when it is killed. A link to an absolute path would lead to a file of
+/// the system that runs.
+const PRINT_FILE: &str = "mount -o ro -- \"$1\" \"$2\" && at=$(readlink -f -- \"$2\") && \
+    file=$(readlink -e -- \"$at/$3\") || { echo \"$3 is not in the release\" >&2; exit 1; }; \
+    case $file in \"$at\"/*) exec cat -- \"$file\";; esac; echo \"$3 leads out of the release\" >&2; exit 1";
 
 /// Files of a release that start it.
 #[derive(Clone, Debug, PartialEq, Eq)]
