@@ -38,8 +38,8 @@ if [ "${next_entry}" ]; then
 else
   set default="${saved_entry}"
 fi
-# An entry that cannot be booted must not end in a menu.
-set fallback="a b"
+# An entry that cannot be loaded must not end in a menu. A list is of numbers: GRUB takes "a b" for one id.
+set fallback="0 1"
 set timeout=0
 # GRUB was started from the ESP: the slots are on the same disk. GRUB 2.06 cannot search by partition name.
 regexp --set=1:disk '^([^,]*)' "$root"
