@@ -161,13 +161,16 @@ impl SystemdBoot {
             .stdout(out.try_clone().context("could not share a file")?)
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let run = tokio::time::timeout(COPY_LIMIT, command.output()).await;
+        // `output` of tokio, unlike that of the standard library, would put a pipe in place of the
+        // file.
+        let run = async { command.spawn()?.wait_with_output().await };
+        let run = tokio::time::timeout(COPY_LIMIT, run).await;
         let run = run.map_err(|_| anyhow!("it took longer than {} s", COPY_LIMIT.as_secs()));
         let run = run.and_then(|output| Ok(output?)).and_then(|output| match output.status.success() {
             true => Ok(()),
             false => Err(anyhow!(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " "))),
         });
-        let copied = run.and_then(|()| Ok(out.sync_all()?)).and_then(|()| Ok(filesystem::rename(&part, to)?));
+        let copied = run.and_then(|()| reread(&part, &out)).and_then(|()| Ok(filesystem::rename(&part, to)?));
         if copied.is_err() {
             let _ = fs::remove_file(&part);
         }
@@ -186,6 +189,25 @@ impl SystemdBoot {
         let options = self.kernel.options.replace("{slot}", slot.as_str());
         text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
         text
+    }
+}
+
+/// Makes a file durable, and checks that the medium holds what was written: systemd-boot ends at a
+/// kernel that cannot be loaded, and looks at no other entry.
+fn reread(path: &Path, file: &File) -> anyhow::Result<()> {
+    let hash = || {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        io::Result::Ok((hasher.count(), hasher.finalize()))
+    };
+    file.sync_all()?;
+    let written = hash()?;
+    // This is advice. Where it is not taken, the cache is read again.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+    match (written.0 > 0, hash()? == written) {
+        (true, true) => Ok(()),
+        (false, _) => Err(anyhow!("the file is empty")),
+        (true, false) => Err(anyhow!("the medium does not hold what was written to it")),
     }
 }
 
@@ -351,6 +373,16 @@ mod tests {
     fn a_partition_without_our_entries_is_refused() {
         let dir = tempfile::tempdir().expect("temporary directory");
         assert!(loader(dir.path(), &[("debian.conf", "")]).is_err());
+    }
+
+    #[test]
+    fn a_copied_file_is_read_back_and_has_bytes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("linux");
+        let file = File::create(&path).expect("create");
+        assert!(reread(&path, &file).expect_err("empty").to_string().contains("empty"));
+        fs::write(&path, "kernel").expect("write");
+        reread(&path, &file).expect("there");
     }
 
     #[test]
