@@ -36,7 +36,7 @@ fn reported(lab: &Lab) -> Value {
     lab.admin(&["node", "ls"]).ok().json["nodes"][0]["running"][0]["version"].clone()
 }
 
-/// What any boot loader has to do for a device, by the agent's orders.
+/// Tests all that a boot loader has to do for a device, by the orders of the agent.
 fn updates_and_falls_back(make: fn(&Path, &[Loop; 2]) -> Box<dyn Firmware>) {
     if !can_mount() {
         return;

@@ -113,7 +113,7 @@ words!(UpdateState {
     Unknown => "unknown",
 });
 
-/// What a device reported about one channel.
+/// Report of a device about one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen<'a> {
     /// Version that it runs; `None` while it has none.

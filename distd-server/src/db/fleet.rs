@@ -12,7 +12,7 @@ use super::reports::{AttemptRow, read_attempt, read_held, read_state};
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
 
-/// What a device reported about one channel, as far as the state of its update is concerned.
+/// Report of a device about one channel, as far as the state of its update is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnChannel {
     /// Product.
@@ -43,7 +43,7 @@ pub struct OnRollout {
 /// Devices that reported the same about one channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetGroup {
-    /// What they reported.
+    /// Their report.
     pub on: OnChannel,
     /// Devices.
     pub devices: u64,
@@ -258,7 +258,7 @@ impl Db {
         Ok(devices)
     }
 
-    /// What one node reported about the channels that it follows, by name.
+    /// Reports of one node about the channels that it follows, by name.
     ///
     /// # Errors
     /// [`DbError::Query`].
