@@ -8,7 +8,8 @@ use std::time::Duration;
 use distd_core::names::Name;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+
+use super::programs;
 
 /// Longest output that is kept, bytes; the end of it.
 const OUTPUT_MAX: usize = 4 << 10;
@@ -109,22 +110,18 @@ impl Hooks {
             Err(error) => return Err(HookError::Run(path, error)),
             Ok(_) => {}
         }
-        let mut command = Command::new(&path);
+        let mut command = programs::command(&path);
         command
             .env("DISTD_PRODUCT", about.product.as_str())
             .env("DISTD_VERSION", about.version.as_str())
             .env("DISTD_FROM", about.from.map_or("", Name::as_str))
             .env("DISTD_PATH", about.path)
             .env("DISTD_SLOT", about.slot.map_or("", Name::as_str))
-            // Secrets of this process are not the hook's.
-            .env_remove("DISTD_TOKEN")
-            .env_remove("DISTD_JOIN_TOKEN")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // Its children end with it.
-            .process_group(0)
-            .kill_on_drop(true);
+            .process_group(0);
         let mut child = command.spawn().map_err(|error| HookError::Run(path.clone(), error))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let mut group = Group(group);

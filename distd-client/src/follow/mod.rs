@@ -12,6 +12,7 @@ pub mod failures;
 mod hooks;
 mod journal;
 mod place;
+mod programs;
 mod recover;
 mod reports;
 mod restart;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::boot::run_program;
+use super::programs;
 
 /// File in which the system has the id of its boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -61,7 +61,7 @@ impl Restarter {
             return Ok(());
         }
         tracing::info!(command = self.command, "the system restarts");
-        run_program(Path::new("/bin/sh"), ["-c", &self.command], "").await.map(drop)
+        programs::run(Path::new("/bin/sh"), ["-c", &self.command], "").await.map(drop)
     }
 }
 

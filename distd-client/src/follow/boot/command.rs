@@ -9,7 +9,8 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use distd_core::names::Name;
 
-use super::{About, Loader, Spare, programs, unusable};
+use super::super::programs;
+use super::{About, Loader, Spare, unusable};
 
 /// The program.
 pub(super) struct Command {

@@ -7,7 +7,6 @@
 
 mod command;
 mod grub;
-mod programs;
 mod rauc;
 mod systemd_boot;
 mod uboot;
@@ -21,7 +20,6 @@ use async_trait::async_trait;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::programs::run as run_program;
 pub(super) use self::systemd_boot::Kernel;
 use crate::failure::{Code, Failure};
 
@@ -61,7 +59,9 @@ pub(super) struct Slot {
 #[async_trait]
 pub(super) trait Loader: Send + Sync {
     /// Slot from which the system was started; `None` when the boot loader cannot tell.
-    async fn booted(&self) -> anyhow::Result<Option<Name>>;
+    async fn booted(&self) -> anyhow::Result<Option<Name>> {
+        Ok(None)
+    }
 
     /// Slot that starts when no order is open.
     async fn default_slot(&self) -> anyhow::Result<Option<Name>>;

@@ -11,7 +11,8 @@ use anyhow::anyhow;
 use async_trait::async_trait;
 use distd_core::names::Name;
 
-use super::{About, Loader, Spare, programs, unusable};
+use super::super::programs;
+use super::{About, Loader, Spare, unusable};
 
 const DEFAULT: &str = "distd_slot";
 const ONCE: &str = "distd_once";
@@ -74,10 +75,6 @@ impl UBoot {
 
 #[async_trait]
 impl Loader for UBoot {
-    async fn booted(&self) -> anyhow::Result<Option<Name>> {
-        Ok(None)
-    }
-
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         Ok(self.variables().await?[0].parse().ok())
     }
