@@ -72,10 +72,8 @@ pub enum Change {
 
 /// Puts `command` under strace, which writes to `log`.
 pub fn recorded(command: &Command, log: &Path) -> Command {
-    let mut strace =
-        crate::faults::traced(command, &["-xx", "-s", "4000000", "-e", &format!("trace={CALLS}")], log);
-    strace.env("DISTD_TEST_RECORDED", "1");
-    strace
+    let calls = format!("trace={CALLS}");
+    crate::faults::traced(command, &["-xx", "-s", "4000000", "-e", &calls], log)
 }
 
 /// A line of the log with its words.

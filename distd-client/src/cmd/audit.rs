@@ -76,10 +76,19 @@ struct Verified {
     head: String,
 }
 
-/// Returns a page of the log, the oldest first, after the entry `after`.
-async fn page(api: &Api, after: u64) -> anyhow::Result<AuditPage> {
-    let query = [("after", Some(after.to_string())), ("limit", Some(AUDIT_PAGE_MAX.to_string()))];
-    Ok(api.audit(&query).await.map_err(Failure::from)?)
+/// Gives all entries of the log to `take`, the oldest first.
+async fn each_entry(
+    api: &Api,
+    mut take: impl FnMut(&AuditEntry) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut after = Some(0_u64);
+    while let Some(number) = after {
+        let query = [("after", Some(number.to_string())), ("limit", Some(AUDIT_PAGE_MAX.to_string()))];
+        let page = api.audit(&query).await.map_err(Failure::from)?;
+        page.entries.iter().try_for_each(&mut take)?;
+        after = page.next;
+    }
+    Ok(())
 }
 
 fn add(chain: &mut AuditChain, entry: &AuditEntry) -> anyhow::Result<()> {
@@ -146,15 +155,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let mut chain = AuditChain::begin(expect);
             match &file {
                 Some(path) => add_file(&mut chain, path)?,
-                None => {
-                    let api = context.api(&api)?;
-                    let mut after = Some(0);
-                    while let Some(number) = after {
-                        let page = page(&api, number).await?;
-                        page.entries.iter().try_for_each(|entry| add(&mut chain, entry))?;
-                        after = page.next;
-                    }
-                }
+                None => each_entry(&context.api(&api)?, |entry| add(&mut chain, entry)).await?,
             }
             let head = chain.end().map_err(|fault| {
                 let next = "restore the database from a backup that has this entry";
@@ -170,17 +171,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Export { api } => {
-            let api = context.api(&api)?;
-            let mut after = Some(0);
-            while let Some(number) = after {
-                let page = page(&api, number).await?;
-                for entry in &page.entries {
-                    let line = |entry: &AuditEntry| serde_json::to_string(entry).unwrap_or_default();
-                    context.output().result(entry, line)?;
-                }
-                after = page.next;
-            }
-            Ok(())
+            let line = |entry: &AuditEntry| serde_json::to_string(entry).unwrap_or_default();
+            each_entry(&context.api(&api)?, |entry| context.output().result(entry, line)).await
         }
     }
 }

@@ -4,6 +4,7 @@ use distd_client::failure::Failure;
 use distd_client::text::time;
 use serde::Serialize;
 
+use super::node::unknown;
 use super::parse::node_id;
 use crate::context::{ApiArgs, Context};
 
@@ -26,10 +27,7 @@ struct Why {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let api = context.api(&args.api)?;
-    let node = api.node(&args.id).await.map_err(|error| match error.is_not_found() {
-        true => Failure::from(error).next("list the nodes: distd node ls"),
-        false => Failure::from(error),
-    })?;
+    let node = api.node(&args.id).await.map_err(unknown)?;
     let node = node.node;
     let mut why: Vec<String> = node.why_silent(time).into_iter().collect();
     if why.is_empty() {

@@ -235,6 +235,16 @@ pub fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Removes a file of this user so that a power cut does not bring it back; a missing file is no
+/// error.
+///
+/// # Errors
+/// [`SideError`]. A file that somebody else may have put there is kept.
+pub fn remove_durably(path: &Path) -> Result<(), SideError> {
+    remove(path)?;
+    filesystem::sync_parent(path).map_err(SideError::io("sync", path))
+}
+
 /// Opens a regular file for reading. Anything else is an error, and a pipe does not block.
 ///
 /// # Errors

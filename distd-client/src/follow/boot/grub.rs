@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use distd_core::names::Name;
 
 use super::{About, Loader, Spare, unusable};
+use crate::disk::side;
 
 /// Size of an environment block, bytes; fixed by GRUB.
 const BLOCK_BYTES: usize = 1024;
@@ -109,12 +110,13 @@ impl Grub {
     fn read(&self) -> anyhow::Result<Block> {
         let shown = self.path.display();
         let next = format!("make it: grub-editenv {shown} create");
-        let file = OpenOptions::new().read(true).open(&self.path);
-        let file = file.with_context(|| format!("could not open GRUB's environment block {shown}"));
-        let file = file.map_err(|error| unusable(error, &next))?;
-        let mut bytes = vec![0; BLOCK_BYTES + 1];
-        let len = read_up_to(&file, &mut bytes).with_context(|| format!("could not read {shown}"))?;
-        Block::parse(&bytes[..len])
+        let bytes = match side::read_anyones(&self.path, BLOCK_BYTES as u64) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Vec::new(),
+            read => read
+                .with_context(|| format!("could not read GRUB's environment block {shown}"))
+                .map_err(|error| unusable(error, &next))?,
+        };
+        Block::parse(&bytes)
             .ok_or_else(|| unusable(anyhow!("{shown} is no environment block of GRUB"), &next))
     }
 
@@ -137,23 +139,8 @@ impl Grub {
     }
 }
 
-fn read_up_to(file: &std::fs::File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut len = 0;
-    while len < buffer.len() {
-        match file.read_at(&mut buffer[len..], len as u64)? {
-            0 => break,
-            n => len += n,
-        }
-    }
-    Ok(len)
-}
-
 #[async_trait]
 impl Loader for Grub {
-    async fn booted(&self) -> anyhow::Result<Option<Name>> {
-        Ok(None)
-    }
-
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         Ok(self.read()?.saved.parse().ok())
     }

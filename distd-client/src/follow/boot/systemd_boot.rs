@@ -10,7 +10,7 @@
 //! does not read, synced, and then renamed. The entry of the slot that runs is not written.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,7 +20,9 @@ use async_trait::async_trait;
 use distd_core::names::Name;
 use distd_peer::filesystem;
 
+use super::super::programs;
 use super::{About, Loader, Slot, Spare, unusable};
+use crate::disk::side;
 use crate::failure::{Code, Failure};
 
 /// Directory of entries on the partition.
@@ -128,7 +130,7 @@ impl SystemdBoot {
                 continue;
             };
             let path = entry.path();
-            let text = crate::disk::side::read_anyones(&path, ENTRY_BYTES_MAX);
+            let text = side::read_anyones(&path, ENTRY_BYTES_MAX);
             let text = text.with_context(|| format!("could not read {}", path.display()))?;
             found.push(Found { left, version: version_of(&String::from_utf8_lossy(&text)), path });
         }
@@ -142,7 +144,7 @@ impl SystemdBoot {
 
     fn remove_entries(&self, slot: &Name) -> anyhow::Result<()> {
         for entry in self.entries_of(slot)? {
-            remove(&entry.path)?;
+            side::remove_durably(&entry.path).map_err(Failure::from)?;
         }
         Ok(())
     }
@@ -151,16 +153,15 @@ impl SystemdBoot {
     async fn copy_out(&self, slot: &Name, file: &Path, to: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(&self.scratch)
             .with_context(|| format!("could not make {}", self.scratch.display()))?;
-        let (part, device) = (with_part(to), self.device(slot)?);
-        let out = File::create(&part).with_context(|| format!("could not make {}", part.display()))?;
-        let mut command = tokio::process::Command::new("unshare");
+        let (part, device) = (side::with_suffix(to, ".part"), self.device(slot)?);
+        let out = side::open_empty(&part).map_err(Failure::from)?;
+        let mut command = programs::command(Path::new("unshare"));
         command.args(["--mount", "--propagation", "private", "sh", "-c", PRINT_FILE, "sh"]);
         command.args([device, &self.scratch, file]);
         command
             .stdin(Stdio::null())
             .stdout(out.try_clone().context("could not share a file")?)
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         // `output` of tokio, unlike that of the standard library, would put a pipe in place of the
         // file.
         let run = async { command.spawn()?.wait_with_output().await };
@@ -211,34 +212,8 @@ fn reread(path: &Path, file: &File) -> anyhow::Result<()> {
     }
 }
 
-fn with_part(path: &Path) -> PathBuf {
-    crate::disk::side::with_suffix(path, ".part")
-}
-
-fn remove(path: &Path) -> anyhow::Result<()> {
-    let removed = match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => filesystem::sync_parent(path),
-    };
-    removed.with_context(|| format!("could not remove {}", path.display()))
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let part = with_part(path);
-    let written = File::create(&part).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        filesystem::rename(&part, path)
-    });
-    written.with_context(|| format!("could not write {}", path.display()))
-}
-
 #[async_trait]
 impl Loader for SystemdBoot {
-    async fn booted(&self) -> anyhow::Result<Option<Name>> {
-        Ok(None)
-    }
-
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         let mut best: Option<(u64, Name)> = None;
         for slot in &self.slots {
@@ -268,7 +243,8 @@ impl Loader for SystemdBoot {
             version = versions.max().unwrap_or(0).max(version);
         }
         let text = self.entry_text(slot, release, version.saturating_add(1));
-        write(&self.esp.join(ENTRIES).join(format!("{OURS}-{slot}+1.conf")), &text)
+        let entry = self.esp.join(ENTRIES).join(format!("{OURS}-{slot}+1.conf"));
+        Ok(side::write_atomic(&entry, text.as_bytes()).map_err(Failure::from)?)
     }
 
     async fn keep(&self, slot: &Name, other: &Name, spare: Spare) -> anyhow::Result<()> {
@@ -283,13 +259,13 @@ impl Loader for SystemdBoot {
             return Err(unusable(error, "write the entry of the slot that runs (slots.md)"));
         }
         for entry in self.entries_of(slot)?.iter().filter(|entry| entry.path != plain) {
-            remove(&entry.path)?;
+            side::remove_durably(&entry.path).map_err(Failure::from)?;
         }
         // An entry with a higher version, or with tries left, would start before this slot.
         let ours = self.entries_of(slot)?.first().map_or(0, |entry| entry.version);
         for entry in self.entries_of(other)? {
             if spare == Spare::Unusable || entry.left.is_some() || entry.version >= ours {
-                remove(&entry.path)?;
+                side::remove_durably(&entry.path).map_err(Failure::from)?;
             }
         }
         Ok(())

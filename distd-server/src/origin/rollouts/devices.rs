@@ -62,7 +62,7 @@ pub(super) fn commonest<'a>(followers: &'a [Follower], but: &Name) -> Vec<&'a Na
 }
 
 impl Origin {
-    /// The nodes that a rollout is for now, each with its attempt.
+    /// The nodes that a rollout is for at this time, each with its attempt.
     pub(super) async fn followers_of(&self, row: &RolloutRow) -> Result<Vec<Follower>, DbError> {
         let RolloutRow { product, channel, version, policy, .. } = row;
         let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
