@@ -30,7 +30,21 @@ pub fn replace_by(mut part: File, part_path: &Path, path: &Path, bytes: &[u8]) -
         let _ = fs::remove_file(part_path);
         return Err(StepFailed { step: "write", cause });
     }
-    rename(part_path, path).map_err(|cause| StepFailed { step: "replace", cause })
+    put(part_path, path).map_err(|cause| StepFailed { step: "replace", cause })
+}
+
+/// Renames the temporary file at `part` to `path`, durably. If that fails there is no file at
+/// `part`, if it can be removed.
+///
+/// # Errors
+/// As the system reports.
+pub fn put(part: &Path, path: &Path) -> io::Result<()> {
+    if let Err(error) = fs::rename(part, path) {
+        // The first error matters more than one of the removal.
+        let _ = fs::remove_file(part);
+        return Err(error);
+    }
+    sync_parent(path)
 }
 
 /// Renames the file at `from` to `to`, durably.
@@ -136,6 +150,7 @@ mod tests {
         let missing = dir.path().join("none/f");
         let file = File::create(&part).expect("create");
         assert_eq!(replace_by(file, &part, &missing, b"new").expect_err("no directory").step, "replace");
+        assert!(!part.exists(), "no temporary file stays");
     }
 
     #[test]

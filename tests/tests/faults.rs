@@ -359,6 +359,9 @@ fn a_pull_of_a_file_survives_a_fault_at_any_system_call() {
         // This fault was reported as `refused`, without a hint on what to do.
         ("mkdir", "/d/tuf/trusted", Fault::Error("EIO")),
         ("fchmod", "out.distd-part", Fault::Error("EIO")),
+        // A temporary file stayed in the state directory for ever.
+        ("rename", "/d/.capabilities.part", Fault::Error("EIO")),
+        ("rename", "/d/.capabilities.part", Fault::Kill),
     ];
     device.at_every_point("pull of a file", 131, &|outcome| device.holds(outcome), &once_wrong);
 }

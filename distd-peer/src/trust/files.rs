@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::{filesystem, random};
-use rustix::fs::{CWD, RenameFlags};
+use crate::filesystem;
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 /// Maximum size of a key, certificate or root metadata file that is read, bytes. A certificate
@@ -92,10 +92,10 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 /// Whether a file created with mode 0600 beside `path` gets that mode. On FAT every file has the
 /// one mode of the mount.
 fn keeps_modes_beside(path: &Path) -> bool {
-    let Ok(probe) = write_temporary(path, b"", 0o600) else { return true };
-    let mode = fs::symlink_metadata(&probe).map(|meta| meta.mode() & 0o777);
-    // The probe is empty, and nothing uses its random name.
-    let _ = fs::remove_file(&probe);
+    let Ok(probe) = Temporary::write(path, b"", 0o600) else { return true };
+    let mode = fs::symlink_metadata(&probe.path).map(|meta| meta.mode() & 0o777);
+    // The probe is empty, and its lock says that no other process uses its name.
+    let _ = fs::remove_file(&probe.path);
     mode.map_or(true, |mode| mode == 0o600)
 }
 
@@ -112,19 +112,20 @@ fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
 /// if it exists. A crash leaves the complete file or none: the bytes are durable before the name is
 /// linked.
 pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
-    let tmp = write_temporary(path, bytes, 0o600)?;
-    let linked = match fs::hard_link(&tmp, path) {
+    let temporary = Temporary::write(path, bytes, 0o600)?;
+    let tmp = &temporary.path;
+    let linked = match fs::hard_link(tmp, path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
         // FAT, exFAT and some FUSE file systems have no hard links, and report it with various
         // errors.
-        Err(_) => match rustix::fs::renameat_with(CWD, &tmp, CWD, path, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => claim(&tmp, path),
+        Err(_) => match rustix::fs::renameat_with(CWD, tmp, CWD, path, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => claim(tmp, path),
             renamed => renamed.map_err(Into::into),
         },
         linked => linked,
     };
     // Already renamed if the file system has no hard links.
-    remove(&tmp)?;
+    remove(tmp)?;
     match linked {
         Ok(()) => filesystem::sync_parent(path).map(|()| true).map_err(FileError::io("sync", path)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -145,10 +146,11 @@ fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
     fs::rename(tmp, path)
 }
 
-/// Replaces `path` by these bytes, durably. A crash leaves the old file or the new one.
+/// Replaces `path` by these bytes, durably. A crash leaves the old file or the new one, and beside
+/// it at most one temporary file, which the next call for this path removes.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let tmp = write_temporary(path, bytes, mode)?;
-    filesystem::rename(&tmp, path).map_err(FileError::io("replace", path))
+    let temporary = Temporary::write(path, bytes, mode)?;
+    filesystem::put(&temporary.path, path).map_err(FileError::io("replace", path))
 }
 
 /// Removes `path`. A missing file is not an error.
@@ -160,20 +162,78 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, FileError> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let tmp = path.with_file_name(format!(".{name}.{}", hex::encode(random::bytes::<8>())));
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    if let Err(e) = write() {
-        // The incomplete file is useless, and the first error is the one to report.
-        let _ = fs::remove_file(&tmp);
-        return Err(FileError::io("write", path)(e));
+/// A complete file beside another file, on its way to that file's name. Its name is fixed, so that a
+/// process that is killed leaves one such file at most, and its lock says that a process uses it.
+struct Temporary {
+    path: PathBuf,
+    /// Holds the lock.
+    _file: File,
+}
+
+impl Temporary {
+    /// Writes a temporary file for `path`, durably. Waits for other processes that do the same.
+    fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<Self, FileError> {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let tmp = path.with_file_name(format!(".{name}.part"));
+        let mut file = Self::create(&tmp, mode).map_err(FileError::io("write", path))?;
+        if let Err(e) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+            // The incomplete file is useless, and the first error is the one to report.
+            let _ = fs::remove_file(&tmp);
+            return Err(FileError::io("write", path)(e));
+        }
+        Ok(Self { path: tmp, _file: file })
     }
-    Ok(tmp)
+
+    /// Creates and locks the file at `tmp`, after it removed a file that another process left.
+    fn create(tmp: &Path, mode: u32) -> io::Result<File> {
+        loop {
+            match OpenOptions::new().write(true).create_new(true).mode(mode).open(tmp) {
+                Ok(file) => {
+                    lock(&file)?;
+                    // Another process may have taken the file for a left one before it was locked.
+                    if is_at(&file, tmp)? {
+                        return Ok(file);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Self::remove_left(tmp)?,
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Waits until no process uses the file at `tmp`, and removes it if it is still there then.
+    fn remove_left(tmp: &Path) -> io::Result<()> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let file = match OpenOptions::new().write(true).custom_flags(flags).open(tmp) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        lock(&file)?;
+        match is_at(&file, tmp)? {
+            true => fs::remove_file(tmp),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Waits for the lock of a file. Where the file system has no locks the file counts as locked.
+fn lock(file: &File) -> io::Result<()> {
+    match file.lock() {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(e) if e.raw_os_error() == Some(Errno::NOLCK.raw_os_error()) => Ok(()),
+        locked => locked,
+    }
+}
+
+/// Whether an open file is the one at `path`.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 #[cfg(test)]
@@ -197,13 +257,53 @@ mod tests {
     fn without_hard_links_a_secret_is_created_once_and_an_empty_file_is_replaced() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
-        let claim = |bytes: &[u8]| claim(&write_temporary(&path, bytes, 0o600).expect("write"), &path);
+        let claim = |bytes: &[u8]| {
+            let temporary = Temporary::write(&path, bytes, 0o600).expect("write");
+            let claimed = claim(&temporary.path, &path);
+            remove(&temporary.path).expect("remove");
+            claimed
+        };
         claim(b"one").expect("nobody has it");
         assert_eq!(claim(b"two").expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(read_secret(&path).expect("read"), Some(b"one".to_vec()));
         fs::write(&path, b"").expect("as a crash leaves it");
         claim(b"three").expect("an empty file is none");
         assert_eq!(read_secret(&path).expect("read"), Some(b"three".to_vec()));
+    }
+
+    #[test]
+    fn no_temporary_file_stays_after_a_failed_replacement_or_for_longer_than_the_next() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (path, left) = (dir.path().join("k"), dir.path().join(".k.part"));
+        fs::create_dir(&path).expect("a directory where the file belongs");
+        fs::write(path.join("in"), b"").expect("write");
+        write_atomic(&path, b"one", 0o600).expect_err("a directory that is not empty");
+        assert!(!left.exists());
+        fs::remove_dir_all(&path).expect("remove");
+
+        fs::write(&left, b"as a killed process leaves it").expect("write");
+        write_atomic(&path, b"two", 0o600).expect("write");
+        assert_eq!(read_secret(&path).expect("read"), Some(b"two".to_vec()));
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn many_writers_of_one_file_do_not_disturb_each_other() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        std::thread::scope(|scope| {
+            for byte in 0..8u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        write_atomic(path, &[byte; 100], 0o600).expect("write");
+                    }
+                });
+            }
+        });
+        let bytes = read_secret(&path).expect("read").expect("a file");
+        assert!(bytes.len() == 100 && bytes.iter().all(|byte| *byte == bytes[0]));
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
     }
 
     #[test]
