@@ -477,3 +477,133 @@ fn the_first_wave_opens_when_the_patches_are_made() {
     let wire = sum(&ended, "bytes_origin") + sum(&ended, "bytes_neighbours");
     assert!(wire < 200_000, "{wire} of 1 000 000 bytes");
 }
+
+/// Makes the hook `consent` of all devices: a device agrees unless the lab has the file
+/// `busy-DEVICE`.
+fn consent(lab: &Lab, hooks: &Path) {
+    let path = hooks.join("consent");
+    let at = lab.path("").display().to_string();
+    let script = format!(
+        "#!/bin/sh\napp=${{DISTD_PATH%/releases/*}}\n\
+         if [ -e \"{at}/busy-${{app##*/}}\" ]; then >\"{at}/asked-${{app##*/}}\"; exit 1; fi\n"
+    );
+    fs::write(&path, script).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+}
+
+/// Two sites of two devices, of which one of each may be under way; the checks are slow.
+#[test]
+fn no_site_loses_more_devices_at_once_than_its_budget() {
+    let lab = Lab::start();
+    release(&lab, "1");
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let (hooks, relay) = (hooks(&lab), lab.relay("relay", lab.quic()));
+    let sites = [("a", "1"), ("b", "1"), ("c", "2"), ("d", "2")];
+    let _agents = sites.map(|(device, site)| {
+        let made = ok(&lab, &["token", "join", "--label", device, "--labels", &format!("site={site}")]);
+        let token = made["token"].as_str().expect("a token");
+        // The question for a turn passes through a relay too.
+        let parent = if site == "1" { lab.quic() } else { &relay.addresses[0] };
+        lab.device(device, &["enroll", "--parent", parent, "--token", token, "--label", device]).ok();
+        follow(&lab, device, &hooks)
+    });
+    wait_until("every device runs and reports release 1", || reporting(&lab, "1") == 4);
+    release(&lab, "2");
+    sites.iter().for_each(|(device, _)| mark(&lab, "slow", device, true));
+    let budget = ["--waves", "100%", "--soak", "1s", "--group-by", "site", "--max-unavailable", "1"];
+    ok(&lab, &[&["rollout", "start", FOLLOWED, "2"][..], &budget].concat());
+
+    let ids = ids(&lab);
+    let has_begun = |device: &str| current(&lab, device) == "2";
+    let waits = |device: &str| held(&lab, &ids[device]).contains("as many other devices");
+    for site in [["a", "b"], ["c", "d"]] {
+        wait_until("one device of the site is under way and the other waits", || {
+            site.iter().any(|device| has_begun(device)) && site.iter().any(|device| waits(device))
+        });
+        assert_eq!(site.iter().filter(|device| has_begun(device)).count(), 1);
+    }
+    let under_way = status(&lab);
+    let turns = under_way["turns"].as_array().expect("a list");
+    let groups: Vec<_> = turns.iter().map(|turn| turn["group"].as_str().expect("text")).collect();
+    assert!(groups.len() == 2 && groups.contains(&"1") && groups.contains(&"2"), "{under_way}");
+    // A pull by hand reports nothing, so it takes no part.
+    let elsewhere = lab.path("elsewhere").display().to_string();
+    let waiting = sites.iter().map(|(device, _)| *device).find(|device| waits(device)).expect("one waits");
+    let pulled = lab.device(waiting, &["pull", FOLLOWED, "--out", &elsewhere]).ok();
+    assert_eq!(pulled.json["version"], "1", "{}", pulled.json);
+
+    // The second of a site begins when the first has ended.
+    let firsts: Vec<&str> =
+        sites.iter().map(|(device, _)| *device).filter(|device| has_begun(device)).collect();
+    for first in &firsts {
+        mark(&lab, "slow", first, false);
+    }
+    wait_until("the others begin", || sites.iter().all(|(device, _)| has_begun(device)));
+    for (device, _) in sites.iter().filter(|(device, _)| !firsts.contains(device)) {
+        mark(&lab, "slow", device, false);
+    }
+    wait_for_state(&lab, "complete");
+}
+
+#[test]
+fn a_rollout_waits_for_consent_and_windows_unless_it_is_forced() {
+    let lab = Lab::start();
+    let versions = ["1", "2", "3", "4"];
+    for version in versions {
+        release(&lab, version);
+    }
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let hooks = hooks(&lab);
+    let _agents = [("a", "0"), ("b", "1")]
+        .map(|(device, ring)| labelled(&lab, device, &format!("ring={ring}"), &hooks));
+    wait_until("every device runs and reports release 1", || reporting(&lab, "1") == 2);
+    let ids = ids(&lab);
+    let start = |version: &str, conditions: &[&str]| {
+        let all = ["rollout", "start", FOLLOWED, version, "--waves", "1,100%", "--soak", "1s"];
+        ok(&lab, &[&all[..], conditions].concat())
+    };
+
+    // Without the hook no device agrees to a soft rollout; the release is fetched meanwhile.
+    let begun = start("2", &["--soft", "--first", "ring=0"]);
+    assert_eq!(begun["rollout"]["conditions"]["urgency"], "soft");
+    wait_until("device a, which comes first, waits for consent", || {
+        held(&lab, &ids["a"]).contains("`consent`") && place(&lab, "a").join("releases/2").exists()
+    });
+    assert!(held(&lab, &ids["b"]).contains("wave 2 of 2"));
+    mark(&lab, "busy", "a", true);
+    consent(&lab, &hooks);
+    wait_until("the hook is asked", || lab.path("asked-a").exists());
+    assert_eq!(current(&lab, "a"), "1");
+    mark(&lab, "busy", "a", false);
+    wait_for_state(&lab, "complete");
+    assert_eq!(current(&lab, "b"), "2");
+
+    // A window of the rollout that is closed now, and one that is open.
+    let hour = (unix_now() / 3600 + 12) % 24;
+    let closed = format!("{hour:02}:00-{:02}:00", (hour + 1) % 24);
+    start("3", &["--window", &closed]);
+    wait_until("device a or b waits for the window", || {
+        ids.values().any(|id| held(&lab, id).contains("no window"))
+    });
+    ok(&lab, &["rollout", "halt", FOLLOWED]);
+    assert!(ids.keys().all(|device| current(&lab, device) == "2"));
+
+    // A forced rollout asks nobody.
+    mark(&lab, "busy", "a", true);
+    mark(&lab, "busy", "b", true);
+    start("4", &[]);
+    wait_until("a device waits for consent", || ids.values().any(|id| held(&lab, id).contains("`consent`")));
+    ok(&lab, &["rollout", "halt", FOLLOWED]);
+    start("4", &["--forced"]);
+    wait_for_state(&lab, "complete");
+    assert!(ids.keys().all(|device| current(&lab, device) == "4"));
+    for wrong in
+        [&["--forced", "--soft"][..], &["--rate", "5"], &["--max-unavailable", "2"], &["--first", "a=="]]
+    {
+        assert_eq!(
+            lab.admin(&[&["rollout", "start", FOLLOWED, "4"][..], wrong].concat()).code,
+            2,
+            "{wrong:?}"
+        );
+    }
+}

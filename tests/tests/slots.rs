@@ -145,3 +145,167 @@ fn a_kernel_that_is_a_link_out_of_the_release_is_refused() {
     machine.cut_power();
     assert_eq!(machine.switch_on(), 0);
 }
+
+/// A machine that runs release 1 in slot 0, and reports it.
+fn ready<'l>(
+    lab: &'l Lab,
+    make: impl FnOnce(&Path, &[Loop; 2]) -> Box<dyn Firmware>,
+    options: &[&str],
+) -> Machine<'l> {
+    set_channel(lab, "1");
+    let mut machine = Machine::new(lab, "till", make).with(options);
+    assert_eq!(machine.switch_on(), 0);
+    wait_until("release 1 is reported", || reported(lab) == "1");
+    machine
+}
+
+/// While a device leaves a release, an order that takes the release back must not make the slot
+/// that is left the default.
+#[test]
+fn a_device_that_is_leaving_a_release_does_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    let images = ["1", "2", "3"].map(|version| release(&lab, version, ""));
+    let mut machine = ready(&lab, Grub::make, &[]);
+    machine.hook(
+        "health",
+        "[ \"$DISTD_VERSION\" != 2 ] || { [ \"$DISTD_SLOT\" = b ] && echo no screen; exit 1; }",
+    );
+    set_channel(&lab, "2");
+    assert_eq!(machine.restart_when_ordered(), 1, "release 2 starts: {}", machine.log());
+    let order = machine.dir.join("restart");
+    wait_until("the device leaves release 2", || order.exists());
+    // The restart takes its time, and the channel leads elsewhere meanwhile.
+    set_channel(&lab, "3");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    assert!(machine.default_is(0), "the slot that works is the default: {}", machine.log());
+    assert_eq!(machine.attempt()["version"], "2", "{}", machine.log());
+    machine.cut_power();
+    assert_eq!(machine.switch_on(), 0, "release 1 runs again");
+    let attempt = machine.wait_for_attempt("2", "rolled_back");
+    assert_eq!(attempt["failure"]["kind"], "health", "{attempt}");
+    assert!(
+        attempt["failure"]["detail"].as_str().is_some_and(|text| text.contains("no screen")),
+        "{attempt}"
+    );
+    assert!(machine.holds(0, &images[0]));
+    assert_eq!(machine.restart_when_ordered(), 1, "release 3 starts");
+    machine.wait_for_attempt("3", "succeeded");
+    wait_until("the mark of the first boot is removed", || !lab.path("till/trying").exists());
+}
+
+/// A device that lost its journal in the first boot of a release that does not work leaves it, and
+/// never overwrites the release that does.
+#[test]
+fn a_release_of_which_the_journal_was_lost_is_checked_before_anything_begins() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    let images = ["1", "2", "3"].map(|version| release(&lab, version, ""));
+    let mut machine = ready(&lab, Grub::make, &[]);
+    machine.hook("health", "[ \"$DISTD_VERSION\" != 2 ]");
+    set_channel(&lab, "2");
+    let order = machine.dir.join("restart");
+    wait_until("the device restarts into release 2", || order.exists());
+    assert!(lab.path("till/trying").exists());
+    machine.cut_power();
+    fs::write(lab.path("till/follow.json"), "damaged").expect("write");
+    set_channel(&lab, "3");
+    assert_eq!(machine.switch_on(), 1, "release 2 starts");
+    wait_until("the device restarts into the default", || order.exists());
+    assert!(machine.default_is(0) && machine.holds(0, &images[0]), "{}", machine.log());
+    machine.cut_power();
+    assert_eq!(machine.switch_on(), 0, "release 1 runs again");
+    assert_eq!(machine.restart_when_ordered(), 1, "release 3 starts: {}", machine.log());
+    machine.wait_for_attempt("3", "succeeded");
+}
+
+/// A hook that the release brings and that cannot be run is the release's fault, so that the device
+/// does not restart for ever.
+#[test]
+fn a_check_that_cannot_be_run_fails_the_release_once() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    for version in ["1", "2"] {
+        release(&lab, version, "");
+    }
+    let mut machine = ready(&lab, Grub::make, &[]);
+    set_channel(&lab, "2");
+    let order = machine.dir.join("restart");
+    wait_until("the device restarts into release 2", || order.exists());
+    machine.cut_power();
+    let health = machine.dir.join("hooks/health");
+    fs::remove_file(&health).expect("remove");
+    std::os::unix::fs::symlink("/no/such/program", &health).expect("a link");
+    assert_eq!(machine.switch_on(), 1);
+    assert_eq!(machine.restart_when_ordered(), 0, "release 1 runs again");
+    let attempt = machine.wait_for_attempt("2", "rolled_back");
+    assert_eq!(attempt["failure"]["kind"], "health", "{attempt}");
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!order.exists() && machine.attempt() == attempt, "{}", machine.log());
+}
+
+/// RAUC's boot loaders count each start of a slot. Starts that have nothing to do with an update
+/// must not use a good slot up.
+#[test]
+fn ordinary_restarts_do_not_use_up_the_tries_of_rauc() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    release(&lab, "1", "");
+    let mut machine = ready(&lab, Rauc::make, &[]);
+    for restart in 0..5 {
+        machine.cut_power();
+        assert_eq!(machine.switch_on(), 0, "restart {restart}");
+        let left = machine.dir.join("tries-A");
+        wait_until("the slot has all its tries again", || {
+            fs::read_to_string(&left).is_ok_and(|left| left.trim() == "2")
+        });
+    }
+}
+
+#[test]
+fn an_environment_of_uboot_that_is_not_the_boards_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    release(&lab, "1", "");
+    let mut machine = ready(&lab, UBoot::make, &[]);
+    machine.cut_power();
+    let config = machine.firmware.options();
+    let config = config.iter().position(|option| option == "--boot-path").map(|at| config[at + 1].clone());
+    let config = config.expect("a configuration");
+    let set = Command::new("fw_setenv").args(["-c", &config, "distd_slot"]).status().expect("run fw_setenv");
+    assert!(set.success());
+    let outcome = machine.agent_command().output().expect("run the agent");
+    let said = String::from_utf8_lossy(&outcome.stderr);
+    assert!(outcome.status.code() == Some(7) && said.contains("no variable distd_slot"), "{said}");
+}
+
+#[test]
+fn an_entry_that_would_start_before_the_slots_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    release(&lab, "1", "");
+    let mut machine = ready(&lab, SystemdBoot::make, &[]);
+    machine.cut_power();
+    let options = machine.firmware.options();
+    let esp =
+        options.iter().position(|option| option == "--boot-path").map(|at| PathBuf::from(&options[at + 1]));
+    let other = esp.expect("a partition").join("loader/entries/debian.conf");
+    fs::write(&other, "title Debian\nsort-key debian\nversion 7\nlinux /vmlinuz\n").expect("write");
+    let outcome = machine.agent_command().output().expect("run the agent");
+    let said = String::from_utf8_lossy(&outcome.stderr);
+    assert!(outcome.status.code() == Some(7) && said.contains("starts before the slots"), "{said}");
+    fs::remove_file(&other).expect("remove");
+    assert_eq!(machine.switch_on(), 0);
+}

@@ -45,14 +45,14 @@ fn a_device_fetches_early_and_installs_when_its_window_opens() {
     // Neither window is open: nothing is fetched.
     set_channel("2");
     let agent = follow(&["--install-window", &closed, "--download-window", &closed]);
-    wait_until("the device reports its window", || why().contains("windows for updates"));
+    wait_until("the device reports its window", || why().contains("window for updates"));
     assert!(!place.join("releases/2").exists());
     drop(agent);
 
     // The release is fetched, and no attempt begins.
     let agent = follow(&["--install-window", &closed]);
     wait_until("release 2 is fetched", || place.join("releases/2").exists());
-    wait_until("the device reports its window", || why().contains("windows for updates"));
+    wait_until("the device reports its window", || why().contains("window for updates"));
     assert_eq!(current(), "1");
     let journal = fs::read_to_string(lab.path("till/follow.json")).expect("the journal");
     assert!(!journal.contains("\"version\": \"2\""), "{journal}");

@@ -88,6 +88,7 @@ impl Sources {
         let outbound = settings.outbound(sharing.connectivity)?;
         Ok(PullRequest {
             installed: Installed::Remembered,
+            asks_for_turns: false,
             passing_failures: BTreeMap::new(),
             labels_fresh: LABELS_FRESH,
             expected: None,

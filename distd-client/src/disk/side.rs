@@ -281,8 +281,8 @@ pub fn remove(path: &Path) -> Result<(), SideError> {
 /// Writes a file completely or not at all, readable by its owner alone: temporary file, sync,
 /// rename, sync of the directory.
 ///
-/// Unlike `distd_peer::trust::files::write_atomic` this function takes no lock: only the holder of the
-/// artifact's lock writes files beside it.
+/// Unlike `distd_peer::trust::files::write_atomic` this function takes no lock: only the holder of
+/// the artifact's lock writes files beside it.
 ///
 /// # Errors
 /// [`SideError`].

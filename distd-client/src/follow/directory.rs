@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow};
 use distd_core::names::Name;
 use distd_peer::filesystem;
 
+use crate::disk::remove::remove_tree;
 use crate::disk::side::with_suffix;
 use crate::failure::{Code, Failure};
 
@@ -67,6 +68,11 @@ impl Directory {
     /// Whether a release is there.
     pub(super) fn has(&self, version: &Name) -> bool {
         fs::symlink_metadata(self.release(version)).is_ok()
+    }
+
+    /// Path of the link to the release that runs.
+    pub(super) fn link(&self) -> PathBuf {
+        self.path.join(CURRENT)
     }
 
     /// Path of a release, whether it is there or not.
@@ -180,7 +186,8 @@ impl Directory {
             usize::from(current.is_some()) + usize::from(spare.is_some() && spare != current.as_ref());
         let stay = self.keep.saturating_sub(others);
         for (_, path, is_dir) in found.iter().take(found.len().saturating_sub(stay)) {
-            let removed = if *is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            // Somebody may have mounted a directory of theirs in a release.
+            let removed = if *is_dir { remove_tree(path) } else { fs::remove_file(path) };
             removed.map_err(|error| local(error, "remove", path)).context("an old release stays")?;
             gone(path).map_err(|error| local(error, "clean up after", path))?;
         }

@@ -23,6 +23,8 @@ const TERMINATE: Duration = Duration::from_secs(2);
 /// States at which a program is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
+    /// An attempt is about to begin. A failure puts it off.
+    Consent,
     /// The release is written, and about to become the current one. A failure ends the attempt.
     Activate,
     /// The release is the current one. A failure takes the device back.
@@ -35,6 +37,7 @@ impl Hook {
     /// Name of the program.
     fn name(self) -> &'static str {
         match self {
+            Self::Consent => "consent",
             Self::Activate => "activate",
             Self::Health => "health",
             Self::RolledBack => "rolled-back",
@@ -89,23 +92,30 @@ pub(super) struct Hooks {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct About<'a> {
     pub(super) product: &'a Name,
-    pub(super) version: &'a Name,
+    /// Version; `None` when it is unknown.
+    pub(super) version: Option<&'a Name>,
     /// Release before it.
     pub(super) from: Option<&'a Name>,
     /// Path of the release.
     pub(super) path: &'a Path,
-    /// Slot to which releases are written; `None` in a directory.
+    /// Slot of the release; `None` in a directory.
     pub(super) slot: Option<&'a Name>,
 }
 
 impl Hooks {
+    /// Whether there is a program for a state.
+    pub(super) fn has(&self, hook: Hook) -> bool {
+        std::fs::symlink_metadata(self.directory.join(hook.name())).is_ok()
+    }
+
     /// Runs the program of a state and waits for its end. Without such a program nothing is done.
     ///
     /// # Errors
     /// [`HookError`].
     pub(super) async fn run(&self, hook: Hook, about: About<'_>) -> Result<(), HookError> {
         let path = self.directory.join(hook.name());
-        match tokio::fs::metadata(&path).await {
+        // A link that leads nowhere is a program that is missing where one is expected.
+        match tokio::fs::symlink_metadata(&path).await {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(HookError::Run(path, error)),
             Ok(_) => {}
@@ -113,7 +123,7 @@ impl Hooks {
         let mut command = programs::command(&path);
         command
             .env("DISTD_PRODUCT", about.product.as_str())
-            .env("DISTD_VERSION", about.version.as_str())
+            .env("DISTD_VERSION", about.version.map_or("", Name::as_str))
             .env("DISTD_FROM", about.from.map_or("", Name::as_str))
             .env("DISTD_PATH", about.path)
             .env("DISTD_SLOT", about.slot.map_or("", Name::as_str))
@@ -204,7 +214,7 @@ mod tests {
         let (product, version, from) = (name("os"), name("2"), name("1"));
         let path = dir.path().join("r");
         let about =
-            About { product: &product, version: &version, from: Some(&from), path: &path, slot: None };
+            About { product: &product, version: Some(&version), from: Some(&from), path: &path, slot: None };
         hooks.run(Hook::Health, about).await
     }
 

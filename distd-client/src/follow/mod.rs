@@ -2,10 +2,12 @@
 //! it the current one, checks that it works, goes back otherwise, and reports (docs/rollouts.md).
 //!
 //! `journal` holds what must survive a crash; each step is written there before it is taken.
+//! `begin` decides whether an attempt may begin, `step` takes it, `recover` goes on after a crash.
 //! `place` is where releases are: a `directory`, or `slots` with a `boot` loader. `hooks` runs the
 //! operator's programs, `restart` the system, [`failures`] remembers releases that did not work
 //! here, `reports` tells the realm.
 
+mod begin;
 mod boot;
 mod directory;
 pub mod failures;
@@ -26,7 +28,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use distd_core::error::Chain;
-use distd_core::fleet::window::{Window, is_open};
+use distd_core::fleet::window::{WeekTime, Window, is_open};
 use distd_core::names::{Name, Wanted};
 use distd_peer::filesystem;
 use distd_peer::net::Outbound;
@@ -42,6 +44,7 @@ use self::boot::{Kernel, LoaderSettings};
 use self::directory::Directory;
 use self::place::Place;
 use self::reports::Reporter;
+use self::restart::BootId;
 use self::slots::Slots;
 use self::step::Step;
 use crate::config::Settings;
@@ -165,8 +168,12 @@ struct MayNow {
 }
 
 impl Windows {
+    fn local_time(&self) -> WeekTime {
+        local_time(self.zone.as_ref())
+    }
+
     fn now(&self) -> MayNow {
-        let at = local_time(self.zone.as_ref());
+        let at = self.local_time();
         MayNow { download: is_open(&self.download, at), install: is_open(&self.install, at) }
     }
 }
@@ -242,6 +249,11 @@ impl Follower {
             PlaceSettings::Directory { directory, keep } => {
                 Place::Directory(Directory::open(directory, *keep)?)
             }
+            PlaceSettings::Slots { .. } if !BootId::current().is_known() => {
+                let error = anyhow!("the system does not tell the id of its boot");
+                let next = "let the agent read /proc/sys/kernel/random/boot_id (ProcSubset=all of its unit)";
+                return Err(Failure::new(Code::Local, error).next(next).into());
+            }
             PlaceSettings::Slots { slots, loader, .. } => {
                 Place::Slots(Slots::open(slots, loader, &request.product, &request.data).await?)
             }
@@ -261,7 +273,7 @@ impl Follower {
                 }
                 step.report().await;
                 // Jitter keeps a fleet that was switched on at once from asking in step ever after.
-                tokio::time::sleep(step.request.poll.mul_f64(0.75 + 0.25 * random::fraction())).await;
+                tokio::time::sleep(step.pause().mul_f64(0.75 + 0.25 * random::fraction())).await;
             }
         };
         tokio::select! {

@@ -6,6 +6,7 @@ use distd_core::names::Name;
 
 use super::directory::Directory;
 use super::slots::Slots;
+use crate::pull::version_at;
 
 /// The place.
 pub(super) enum Place {
@@ -50,6 +51,24 @@ impl Place {
             Self::Directory(directory) => directory.release(version),
             Self::Slots(slots) => slots.device_of(version).unwrap_or(&slots.other().device).to_owned(),
         }
+    }
+
+    /// Path of the release that runs.
+    pub(super) fn path_that_runs(&self) -> PathBuf {
+        match self {
+            Self::Directory(directory) => directory.link(),
+            Self::Slots(slots) => slots.booted().device.clone(),
+        }
+    }
+
+    /// Whether a release that does not run is at the path to which it is written, whole.
+    pub(super) fn holds(&self, product: &Name, version: &Name, data: &Path) -> bool {
+        let at = match self {
+            Self::Directory(directory) if !directory.has(version) => return false,
+            Self::Directory(directory) => directory.release(version),
+            Self::Slots(slots) => slots.other().device.clone(),
+        };
+        version_at(data, &at, product).as_ref() == Some(version)
     }
 
     /// Paths of other releases, whose chunks are used.
@@ -106,6 +125,18 @@ impl Place {
         match self {
             Self::Directory(_) => Ok(()),
             Self::Slots(slots) => slots.confirm().await,
+        }
+    }
+
+    /// Tells the boot loader that the slot which runs and is the default still works: some count
+    /// each start.
+    ///
+    /// # Errors
+    /// When the boot loader cannot be told.
+    pub(super) async fn refresh(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Directory(_) => Ok(()),
+            Self::Slots(slots) => slots.refresh().await,
         }
     }
 

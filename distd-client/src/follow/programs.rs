@@ -35,6 +35,23 @@ async fn read(from: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Reads to the end, and returns the begin of it on one line.
+pub(super) async fn begin_of(from: Option<impl AsyncRead + Unpin>) -> String {
+    let Some(mut from) = from else { return String::new() };
+    let (mut kept, mut piece) = (Vec::new(), [0; 1024]);
+    while let Ok(n @ 1..) = from.read(&mut piece).await {
+        let room = (4 * SAID_MAX).saturating_sub(kept.len()).min(n);
+        kept.extend_from_slice(&piece[..room]);
+    }
+    one_line(&kept)
+}
+
+/// The begin of a text without line breaks, for an error.
+fn one_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    said.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(SAID_MAX).collect()
+}
+
 /// Runs a program with `input` and returns its standard output without blanks around it.
 ///
 /// # Errors
@@ -67,10 +84,7 @@ where
         return Err(anyhow!("{shown} printed more than {OUTPUT_MAX} bytes"));
     }
     if !status.success() {
-        let said = String::from_utf8_lossy(&said);
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-        let said: String = said.chars().take(SAID_MAX).collect();
-        return Err(anyhow!("{shown} ended with {status}: {said}"));
+        return Err(anyhow!("{shown} ended with {status}: {}", one_line(&said)));
     }
     Ok(String::from_utf8_lossy(&output).trim().to_owned())
 }

@@ -1,5 +1,7 @@
 //! Attempts that a crash or a restart cut off, and the way back from a release that does not work.
 
+use std::time::Instant;
+
 use distd_core::error::Chain;
 use distd_core::fleet::report::{AttemptState, FailureKind, FailureNote};
 use distd_core::names::Name;
@@ -7,11 +9,11 @@ use distd_core::names::Name;
 use super::hooks::Hook;
 use super::journal::Entry;
 use super::place::Activated;
-use super::step::{Step, local};
+use super::step::{Step, local, text};
 
 /// Number of times that the way to the new release, or its check, may be cut off by a crash of the
 /// device or of this process before the release counts as not working.
-const CUT_OFF_MAX: u32 = 3;
+pub(super) const CUT_OFF_MAX: u32 = 3;
 
 /// A device's step after its start, by what its journal and its place say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +77,14 @@ fn next(facts: Facts) -> Next {
 
 impl Step {
     /// Continues an attempt that a crash or a restart cut off. A release that was cut off too
-    /// often, on its way to run or while it was checked, does not work.
-    pub(super) async fn recover(&mut self) -> anyhow::Result<()> {
+    /// often, on its way to run or while it was checked, does not work. Returns whether the device
+    /// goes on to look at its channel: one that is about to restart into another release does not.
+    pub(super) async fn recover(&mut self) -> anyhow::Result<bool> {
         let Some(entry) = self.journal.under_way().cloned() else { return self.adopt().await };
+        // Before the attempt's release is activated, what runs may be a slot that is no default.
+        if entry.attempt.state == AttemptState::Fetching && !self.adopt().await? {
+            return Ok(false);
+        }
         let version = entry.attempt.version.clone();
         let runs = match (self.place.booted_slot(), &entry.slot) {
             (Some(booted), Some(slot)) => booted == slot,
@@ -96,41 +103,57 @@ impl Step {
             checks: entry.checks,
         };
         match next(facts) {
-            Next::Look => Ok(()),
-            Next::Check => self.check(&version).await,
+            Next::Look => {}
+            Next::Check => self.check(&version).await?,
             Next::Again => {
-                self.journal.change(|entry| entry.attempt.state = AttemptState::Fetching).map_err(local)
+                self.journal.change(|entry| entry.attempt.state = AttemptState::Fetching).map_err(local)?;
             }
             Next::Fail => {
                 let detail = format!("it was cut off {} times", entry.activations);
-                self.fail(&version, FailureKind::Activation, detail).await
+                self.fail(&version, FailureKind::Activation, detail).await?;
             }
             Next::GoBack => {
                 let failure = entry.going_back.clone().unwrap_or_else(|| why_leave(&entry, runs));
-                self.go_back(&version, failure).await
+                self.go_back(&version, failure).await?;
             }
             Next::WentBack => {
                 let failure = entry.going_back.clone().unwrap_or_else(|| why_left(&entry));
                 // The boot loader's own decision may hold for one boot.
                 self.place.protect().await?;
-                self.went_back(&version, failure).await
+                self.went_back(&version, failure).await?;
             }
         }
+        // Another order would make the release that is left the default.
+        Ok(self.journal.under_way().is_none_or(|entry| entry.going_back.is_none()))
     }
 
-    /// Checks a release that runs until the next restart only although no attempt is under way: the
-    /// journal was lost, or somebody started the slot by hand.
-    async fn adopt(&mut self) -> anyhow::Result<()> {
+    /// Checks a release that runs until the next restart only although no attempt says so: the
+    /// journal was lost, or somebody started the slot by hand. Nothing begins on a release that
+    /// does not work, since what begins makes the slot that runs the default; the system restarts
+    /// into the default then. Returns whether the device goes on.
+    async fn adopt(&mut self) -> anyhow::Result<bool> {
         if !self.place.is_unconfirmed().await? {
-            return Ok(());
+            if !std::mem::replace(&mut self.is_adopted, true) {
+                self.place.refresh().await?;
+            }
+            return Ok(true);
         }
-        let Some(version) = self.place.running()? else { return Ok(()) };
-        tracing::info!(%version, "the release that runs is checked, because the boot loader would leave it");
-        match self.run(Hook::Health, &version).await {
-            Ok(()) => self.place.confirm().await,
+        let version = self.place.running()?;
+        let shown = version.as_ref().map_or("unknown", Name::as_str);
+        tracing::info!(
+            version = shown,
+            "the release that runs is checked, because the boot loader would leave it"
+        );
+        match self.run(Hook::Health, version.as_ref()).await {
+            Ok(()) => {
+                self.place.confirm().await?;
+                Ok(true)
+            }
             Err(error) => {
-                tracing::warn!(error = %Chain(error.as_ref()), "the release runs until the next restart");
-                Ok(())
+                let error = text(&error);
+                tracing::warn!(version = shown, error, "the release does not work; the default starts");
+                self.restarter.order().await?;
+                Ok(false)
             }
         }
     }
@@ -151,7 +174,8 @@ impl Step {
     async fn went_back(&mut self, version: &Name, failure: FailureNote) -> anyhow::Result<()> {
         tracing::warn!(%version, detail = failure.detail, "the device went back");
         self.remember_release(self.release_before(version)).await?;
-        if let Err(error) = self.run(Hook::RolledBack, version).await {
+        self.paused = Some((version.clone(), Instant::now()));
+        if let Err(error) = self.run(Hook::RolledBack, Some(version)).await {
             tracing::warn!(error = %Chain(error.as_ref()), "the device went back, and its hook failed");
         }
         let back = |entry: &mut Entry| {

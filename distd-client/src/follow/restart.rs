@@ -1,12 +1,21 @@
 //! Restarts of the system, and how a device knows that one has happened.
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
 
 use super::programs;
 
 /// File in which the system has the id of its boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Time within which a command that cannot restart the system says so.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Time for the last words of a command that failed.
+const SAID_WITHIN: Duration = Duration::from_secs(1);
 
 /// Time after which a restart that did not happen is ordered again.
 const AGAIN: Duration = Duration::from_secs(600);
@@ -20,6 +29,11 @@ impl BootId {
     pub(super) fn current() -> Self {
         let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
         Self::parse(&text).unwrap_or_default()
+    }
+
+    /// Whether the system has an id of its boot.
+    pub(super) fn is_known(self) -> bool {
+        self != Self::default()
     }
 
     /// Parses an id in hexadecimal digits, with or without hyphens.
@@ -61,7 +75,30 @@ impl Restarter {
             return Ok(());
         }
         tracing::info!(command = self.command, "the system restarts");
-        programs::run(Path::new("/bin/sh"), ["-c", &self.command], "").await.map(drop)
+        run(&self.command).await
+    }
+}
+
+/// Runs the command of a restart. One that has not ended after [`LIMIT`] goes on by itself: it may
+/// wait until the device has nothing else to do.
+async fn run(command: &str) -> anyhow::Result<()> {
+    let mut shell = programs::command(Path::new("/bin/sh"));
+    shell.args(["-c", command]).kill_on_drop(false).process_group(0);
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = shell.spawn().with_context(|| format!("could not run {command:?}"))?;
+    // The task reads on for as long as the command writes.
+    let said = tokio::spawn(programs::begin_of(child.stderr.take()));
+    match tokio::time::timeout(LIMIT, child.wait()).await {
+        Err(_) => Ok(()),
+        Ok(status) => match status.with_context(|| format!("could not run {command:?}"))? {
+            status if status.success() => Ok(()),
+            status => {
+                // A child of the command may hold its output open.
+                let said = tokio::time::timeout(SAID_WITHIN, said).await;
+                let said = said.ok().and_then(Result::ok).unwrap_or_default();
+                Err(anyhow!("{command:?} ended with {status}: {said}"))
+            }
+        },
     }
 }
 
@@ -94,6 +131,8 @@ mod tests {
                 .to_string()
                 .contains("no")
         );
+        let child = "(sleep 30; echo late) & echo no >&2; exit 3";
+        assert!(Restarter::new(child).order().await.is_err(), "its child does not hold the answer up");
         Restarter::new("").order().await.expect("something else restarts the system");
     }
 }

@@ -93,6 +93,14 @@ impl Slots {
         self.loader.keep(&self.booted().name, &self.other().name, Spare::Whole).await
     }
 
+    /// Tells the boot loader that the slot which runs, the default, still works.
+    ///
+    /// # Errors
+    /// When the boot loader cannot be told.
+    pub(super) async fn refresh(&self) -> anyhow::Result<()> {
+        self.loader.refresh(&self.booted().name).await
+    }
+
     /// Makes the slot that does not run the default, because the one that runs does not work.
     ///
     /// # Errors

@@ -11,14 +11,17 @@ use distd_core::fleet::rollout::Held;
 use distd_core::names::{Name, Wanted};
 use distd_peer::clock::unix_now;
 
+use super::begin::Beginning;
 use super::failures::{self, Failures};
 use super::hooks::{About, Hook, HookError, Hooks};
 use super::journal::{Entry, Journal};
 use super::place::{Activated, Place};
+use super::recover::CUT_OFF_MAX;
 use super::reports::Reporter;
 use super::restart::{BootId, Restarter};
 use super::{FollowRequest, PlaceSettings};
 use crate::disk::path::ArtifactPath;
+use crate::disk::side;
 use crate::failure::{Code, Failure, code_of};
 use crate::progress::Ignored;
 use crate::pull::{
@@ -28,6 +31,9 @@ use crate::pull::{
 
 /// Time-out of an attempt at a release that no rollout brings, seconds.
 const TIMEOUT: u64 = 24 * 3600;
+
+/// File in the state directory that is there while a release is in its first boot.
+const TRYING: &str = "trying";
 
 /// Pause after a failed attempt at a release that no rollout brings: the reason may pass.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -39,17 +45,19 @@ pub(super) struct Step {
     pub(super) journal: Journal,
     failures: Failures,
     reporter: Reporter,
-    hooks: Hooks,
+    pub(super) hooks: Hooks,
     held: Option<Held>,
-    /// Release of the last failed attempt, and when it failed.
-    paused: Option<(Name, Instant)>,
+    /// Release of the last failed attempt or fetch, and when it failed.
+    pub(super) paused: Option<(Name, Instant)>,
     pub(super) restarter: Restarter,
     /// Number of times that a release is started before it has failed.
     pub(super) tries: u32,
     /// This boot of the system.
     pub(super) boot: BootId,
-    /// Release that was fetched before it may be installed.
-    prefetched: Option<Name>,
+    /// Whether the slot that runs was found to be the default since the start of this process.
+    pub(super) is_adopted: bool,
+    /// Time after which the device looks again, if that is sooner than usual.
+    pub(super) sooner: Option<Duration>,
 }
 
 pub(super) fn local(error: io::Error) -> anyhow::Error {
@@ -60,12 +68,22 @@ pub(super) fn text(error: &anyhow::Error) -> String {
     Chain(error.as_ref()).to_string()
 }
 
-/// Kind of the failure of a hook that decides about a release. A hook that cannot be run says
-/// nothing about the release.
-pub(super) fn kind_of_hook(error: &anyhow::Error, decided: FailureKind) -> FailureKind {
+/// Kind of the failure of a hook that could not be run, which says nothing about the release;
+/// `None` for one that has decided about it.
+fn kind_of_hook(error: &anyhow::Error) -> Option<FailureKind> {
     match error.downcast_ref::<HookError>() {
-        Some(HookError::Run(..)) => FailureKind::Other,
-        Some(HookError::Status { .. } | HookError::Time { .. }) | None => decided,
+        Some(HookError::Run(..)) => Some(FailureKind::Other),
+        Some(HookError::Status { .. } | HookError::Time { .. }) | None => None,
+    }
+}
+
+/// Kind of a failure to make a release the one that runs: a full or broken medium, or a boot loader
+/// that does not answer, is not the release's fault.
+fn kind_of_place(error: &anyhow::Error) -> FailureKind {
+    match code_of(error) {
+        Code::Local => FailureKind::Storage,
+        Code::Usage => FailureKind::Other,
+        _ => FailureKind::Activation,
     }
 }
 
@@ -92,6 +110,12 @@ impl Step {
             PlaceSettings::Slots { tries, reboot, .. } => (*tries, reboot.as_str()),
         };
         let (restarter, boot) = (Restarter::new(reboot), BootId::current());
+        // A restart of the system ends this process; without a pause a device that goes back for a
+        // reason which is not the release's would restart for ever.
+        let left = journal
+            .last()
+            .filter(|entry| entry.slot.is_some() && entry.attempt.state == AttemptState::RolledBack);
+        let paused = left.map(|entry| (entry.attempt.version.clone(), Instant::now()));
         Self {
             place,
             journal,
@@ -99,11 +123,12 @@ impl Step {
             reporter,
             hooks,
             held: None,
-            paused: None,
+            paused,
             restarter,
             tries,
             boot,
-            prefetched: None,
+            is_adopted: false,
+            sooner: None,
             request,
         }
     }
@@ -112,7 +137,17 @@ impl Step {
         Wanted::Channel { product: self.request.product.clone(), channel: self.request.channel.clone() }
     }
 
-    fn pull_request(&self, out: Option<(&Path, &Name)>) -> anyhow::Result<PullRequest> {
+    /// Time until the next look, before the random part is taken off.
+    pub(super) fn pause(&self) -> Duration {
+        self.sooner.map_or(self.request.poll, |sooner| sooner.min(self.request.poll))
+    }
+
+    /// Whether an attempt at a release, or its fetch, failed a short time ago.
+    pub(super) fn is_paused(&self, version: &Name) -> bool {
+        self.paused.as_ref().is_some_and(|(paused, since)| paused == version && since.elapsed() < AGAIN)
+    }
+
+    pub(super) fn pull_request(&self, out: Option<(&Path, &Name)>) -> anyhow::Result<PullRequest> {
         // The agent serves the release: nothing waits for neighbours here.
         let mut sharing = self.request.sharing.clone();
         sharing.linger = Duration::ZERO;
@@ -127,6 +162,7 @@ impl Step {
             downgrade: self.request.downgrade,
             installed: Installed::Is(self.place.running()?),
             passing_failures: self.journal.passing_failures(),
+            asks_for_turns: true,
             labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
             expected: out.map(|(_, version)| version.clone()),
             aim: Aim::default(),
@@ -162,11 +198,21 @@ impl Step {
     /// # Errors
     /// When the look failed, or the parents were away; a release that does not work is no error.
     pub(super) async fn take(&mut self) -> anyhow::Result<()> {
+        self.sooner = None;
+        let taken = self.take_step().await;
+        self.mark_trying();
+        taken
+    }
+
+    async fn take_step(&mut self) -> anyhow::Result<()> {
         // An operator may have removed the file.
         self.failures = failures::load(&self.request.data);
         self.settle()?;
-        self.recover().await?;
-        let Look { version, rollout, held, ahead, .. } = look(&self.pull_request(None)?.unshared()).await?;
+        if !self.recover().await? {
+            return Ok(());
+        }
+        let Look { version, rollout, led_by, held, ahead, .. } =
+            look(&self.pull_request(None)?.unshared()).await?;
         self.held = held;
         if ahead {
             // A device that is ahead of its channel stays where it is.
@@ -181,37 +227,33 @@ impl Step {
         if current.as_ref() == Some(&version) {
             return Ok(());
         }
-        let (attempts, timeout) = rollout.as_ref().map_or((1, TIMEOUT), |doc| (doc.attempts, doc.timeout));
+        let attempts = rollout.as_ref().map_or(1, |doc| doc.attempts);
+        let timeout = led_by.as_ref().map_or(TIMEOUT, |doc| doc.timeout);
         let passing = id.and_then(|id| self.journal.passing_failures().get(&id).copied()).unwrap_or(0);
         let failed = self.failures.of(&self.request.product, &version).saturating_add(passing);
         if failed >= attempts {
             self.held = Some(Held::Failed { attempts: failed });
             return Ok(());
         }
-        if id.is_none()
-            && self
-                .paused
-                .as_ref()
-                .is_some_and(|(paused, since)| *paused == version && since.elapsed() < AGAIN)
-        {
+        let is_new = self.journal.under_way().is_none();
+        if is_new && id.is_none() && self.is_paused(&version) {
             return Ok(());
         }
-        let may = self.request.windows.now();
-        let is_here = self.prefetched.as_ref() == Some(&version);
-        if self.journal.under_way().is_none() && !(may.install && (may.download || is_here)) {
-            self.held = Some(Held::Window);
-            if may.download && !is_here {
-                self.prefetch(&version).await?;
+        // The origin takes no attempt with a lower number than one before.
+        let number = failed.max(self.journal.last_number(id)).saturating_add(1);
+        if is_new {
+            // An installation of a version that the rollout requires is part of the first attempt.
+            let number = if id.is_some() { number } else { 1 };
+            let beginning = Beginning { version: &version, rollout: led_by.as_ref(), number };
+            if let Some(held) = self.held_back(&beginning).await? {
+                self.held = Some(held);
+                return self.fetch_early(&beginning).await;
             }
-            return Ok(());
-        }
-        if self.journal.under_way().is_none() {
             let attempt = Attempt {
                 rollout: id,
                 product: self.request.product.clone(),
                 version: version.clone(),
-                // The origin takes no attempt with a lower number than one before.
-                number: failed.max(self.journal.last_number(id)).saturating_add(1),
+                number,
                 state: AttemptState::Fetching,
                 failure: None,
                 began: unix_now(),
@@ -227,7 +269,7 @@ impl Step {
 
     /// Fetches a release that may be installed later. No attempt begins: its time-out would pass
     /// while the device waits.
-    async fn prefetch(&mut self, version: &Name) -> anyhow::Result<()> {
+    pub(super) async fn prefetch(&mut self, version: &Name) -> anyhow::Result<()> {
         self.report().await;
         self.place.protect().await?;
         let out = self.place.target(version);
@@ -236,8 +278,7 @@ impl Step {
         // A pull that ended well has recorded the release as the channel's latest here.
         self.remember_release(self.place.running()?).await?;
         pulled?;
-        tracing::info!(%version, "fetched; it is installed when a window opens");
-        self.prefetched = Some(version.clone());
+        tracing::info!(%version, "fetched; it is installed later");
         Ok(())
     }
 
@@ -321,8 +362,9 @@ impl Step {
             entry.slot = slot;
         };
         self.journal.change(activating).map_err(local)?;
-        if let Err(error) = self.run(Hook::Activate, version).await {
-            return self.fail(version, kind_of_hook(&error, FailureKind::Activation), text(&error)).await;
+        if let Err(error) = self.run(Hook::Activate, Some(version)).await {
+            let kind = kind_of_hook(&error).unwrap_or(FailureKind::Activation);
+            return self.fail(version, kind, text(&error)).await;
         }
         match self.place.activate(version).await {
             Ok(Activated::Now) => self.check(version).await,
@@ -333,10 +375,11 @@ impl Step {
                     entry.starts += 1;
                 };
                 self.journal.change(restarting).map_err(local)?;
+                self.mark_trying();
                 self.report().await;
                 self.restart(version).await
             }
-            Err(error) => self.fail(version, FailureKind::Activation, text(&error)).await,
+            Err(error) => self.fail(version, kind_of_place(&error), text(&error)).await,
         }
     }
 
@@ -369,12 +412,18 @@ impl Step {
         };
         self.journal.change(checking).map_err(local)?;
         self.report().await;
-        if let Err(error) = self.run(Hook::Health, version).await {
-            let kind = kind_of_hook(&error, FailureKind::Health);
+        if let Err(error) = self.run(Hook::Health, Some(version)).await {
+            // In a slot the release brings its hooks: one that cannot be run is a part of it that
+            // does not work.
+            let other = kind_of_hook(&error).filter(|_| self.place.booted_slot().is_none());
+            let kind = other.unwrap_or(FailureKind::Health);
             return self.go_back(version, FailureNote::new(kind, &text(&error))).await;
         }
         if let Err(error) = self.place.confirm().await {
-            let failure = FailureNote::new(FailureKind::Activation, &text(&error));
+            if self.journal.under_way().is_some_and(|entry| entry.checks < CUT_OFF_MAX) {
+                return Err(error.context("the release works, and its slot could not be made the default"));
+            }
+            let failure = FailureNote::new(kind_of_place(&error), &text(&error));
             return self.go_back(version, failure).await;
         }
         self.journal.change(|entry| entry.attempt.state = AttemptState::Succeeded).map_err(local)?;
@@ -424,6 +473,33 @@ impl Step {
         tokio::task::spawn_blocking(move || went_back(&data, &wanted, out.as_deref())).await?
     }
 
+    /// Keeps a mark in the state directory while a release is on its way through its first boot:
+    /// the id of the boot in which it was ordered. A timer of the system restarts a device on which
+    /// no agent removes the mark (docs/slots.md, "A release whose agent does not come up").
+    fn mark_trying(&self) {
+        let Some(entry) = self.journal.under_way().filter(|_| self.place.booted_slot().is_some()) else {
+            return self.unmark_trying();
+        };
+        match (entry.attempt.state, &entry.boot) {
+            (AttemptState::Restarting | AttemptState::Checking, Some(boot)) => {
+                let path = self.request.data.join(TRYING);
+                if std::fs::read_to_string(&path).is_ok_and(|marked| marked.trim() == boot) {
+                    return;
+                }
+                if let Err(error) = side::write_atomic(&path, format!("{boot}\n").as_bytes()) {
+                    tracing::warn!(error = %Chain(&error), "the mark of a release's first boot is not written");
+                }
+            }
+            _ => self.unmark_trying(),
+        }
+    }
+
+    fn unmark_trying(&self) {
+        if let Err(error) = side::remove(&self.request.data.join(TRYING)) {
+            tracing::warn!(error = %Chain(&error), "the mark of a release's first boot stays");
+        }
+    }
+
     /// Ends an attempt before the release became the current one.
     pub(super) async fn fail(
         &mut self,
@@ -447,9 +523,20 @@ impl Step {
         self.settle()
     }
 
-    pub(super) async fn run(&self, hook: Hook, version: &Name) -> anyhow::Result<()> {
-        let from = self.release_before(version);
-        let (path, slot) = (self.place.path_of(version), self.place.target_slot());
+    /// Runs the hook of a state, about a version or one that is unknown.
+    ///
+    /// # Errors
+    /// [`HookError`].
+    pub(super) async fn run(&self, hook: Hook, version: Option<&Name>) -> anyhow::Result<()> {
+        let from = version.and_then(|version| self.release_before(version));
+        let slot = match hook {
+            Hook::Health => self.place.booted_slot(),
+            Hook::Consent | Hook::Activate | Hook::RolledBack => self.place.target_slot(),
+        };
+        let path = match version {
+            Some(version) => self.place.path_of(version),
+            None => self.place.path_that_runs(),
+        };
         let product = &self.request.product;
         let about = About { product, version, from: from.as_ref(), path: &path, slot };
         Ok(self.hooks.run(hook, about).await?)

@@ -47,6 +47,7 @@ pub use kept::{Kept, read_kept_manifest};
 pub use patches::Aim;
 pub use plan::plan;
 pub use request::{Installed, LABELS_FRESH, PullRequest};
+pub(crate) use run::ask_turn;
 pub use run::{Look, look, pull};
 pub(crate) use seeds::{SeedFile, open_artifact};
 pub use verify::{verify, verify_kept};

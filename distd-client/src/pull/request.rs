@@ -71,6 +71,8 @@ pub struct PullRequest {
     /// Number of attempts by each rollout that failed on this device for reasons which are not the
     /// release's.
     pub passing_failures: BTreeMap<RolloutId, u32>,
+    /// Whether the caller asks for a turn before it begins an attempt at a rollout that wants that.
+    pub asks_for_turns: bool,
     /// Time for which the labels and pins of this device are used without asking a parent for them.
     pub labels_fresh: Duration,
     /// Version that the channel must lead to; `None` for any.
@@ -106,6 +108,7 @@ impl PullRequest {
             downgrade: settings.downgrade,
             installed: Installed::Remembered,
             passing_failures: BTreeMap::new(),
+            asks_for_turns: false,
             labels_fresh: LABELS_FRESH,
             expected: None,
             aim: Aim::default(),

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
-use distd_core::fleet::rollout::{Held, RolloutDoc};
+use distd_core::fleet::rollout::{Held, RolloutDoc, RolloutId, TurnAnswer};
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
@@ -21,7 +21,7 @@ use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
 use super::request::{Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
 use super::seeds::Seeds;
-use super::wanted::Session;
+use super::wanted::{About, Session};
 use super::{kept, ours, target, there};
 use crate::failure::{Code, Failure, cause_of};
 use crate::follow::failures;
@@ -113,7 +113,8 @@ async fn resolve(
         let passing = request.passing_failures.get(&rollout.id).copied().unwrap_or(0);
         failed.of(request.wanted.product(), &rollout.version).saturating_add(passing)
     };
-    let resolved = session.resolve(&request.wanted, statement, installed.as_ref(), &failures).await?;
+    let about = About { statement, installed: installed.as_ref(), asks_for_turns: request.asks_for_turns };
+    let resolved = session.resolve(&request.wanted, about, &failures).await?;
     if let Some(expected) = request.expected.as_ref().filter(|expected| **expected != resolved.version) {
         let error = anyhow!("{} is {} by now, not {expected}", request.wanted, resolved.version);
         return Err(Failure::new(Code::Conflict, error).next("run the same command again").into());
@@ -140,6 +141,9 @@ pub struct Look {
     pub manifest: ManifestId,
     /// Document of the channel's rollout, if the release is the one that it leads to.
     pub rollout: Option<RolloutDoc>,
+    /// Document of the channel's rollout, if the release is the one that it leads to, or one that
+    /// it requires before.
+    pub led_by: Option<RolloutDoc>,
     /// Why the release is not that of the channel's rollout.
     pub held: Option<Held>,
     /// Whether the device has a later release and may not go back to this one.
@@ -161,16 +165,34 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         Err(error) if cause_of::<Refused>(&error).is_some() => true,
         Err(error) => return Err(error),
     };
+    let led_by = resolved
+        .channel
+        .and_then(|doc| doc.rollout)
+        .filter(|_| resolved.choice.held.is_none() && resolved.choice.release != Chosen::OfChannel);
     Ok(Look {
         version: resolved.version,
         manifest: resolved.manifest,
-        rollout: resolved
-            .channel
-            .and_then(|doc| doc.rollout)
-            .filter(|_| resolved.choice.release == Chosen::OfRollout),
+        rollout: led_by.clone().filter(|_| resolved.choice.release == Chosen::OfRollout),
+        led_by,
         held: resolved.choice.held,
         ahead,
     })
+}
+
+/// Asks the parents whether this device may begin the attempt `number` at a rollout now.
+///
+/// # Errors
+/// Failures with [`Code::Network`] when no parent answers, with [`Code::Refused`] when the realm
+/// gives no turn.
+pub(crate) async fn ask_turn(
+    request: &PullRequest,
+    rollout: RolloutId,
+    number: u32,
+) -> anyhow::Result<TurnAnswer> {
+    let session = open(request).await?;
+    let answer = session.ask_turn(rollout, number).await;
+    session.close().await;
+    answer
 }
 
 /// Gets all that is needed before any byte of the artifact is transferred. With `files`, a small

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
-use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc};
+use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc, RolloutId, TurnAnswer};
 use distd_core::manifest::Manifest;
 use distd_core::names::{Name, Wanted, release_target};
 use distd_core::proto::close::CloseCode;
@@ -26,6 +26,7 @@ use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::statement::{self, StatementQuestion};
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
+use distd_peer::trust::turn::TurnQuestion;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 
@@ -36,6 +37,17 @@ use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 
 /// Time limit for closing the connections.
 const LEAVE: Duration = Duration::from_millis(200);
+
+/// What is known of a device when a rollout decides about it.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    /// What the realm says of it.
+    pub(super) statement: Option<&'a NodeStatement>,
+    /// Version that it has.
+    pub(super) installed: Option<&'a Name>,
+    /// Whether it asks for a turn before it begins.
+    pub(super) asks_for_turns: bool,
+}
 
 /// A device's connections to its realm.
 pub(super) struct Session {
@@ -158,16 +170,43 @@ impl Session {
         has
     }
 
-    /// Resolves `wanted` to a manifest by signed metadata. `statement`, `installed` and
-    /// `failures` say what this device is told about itself, what it has, and how often a release
-    /// failed on it.
+    /// Asks the parents, nearest first, whether this device may begin the attempt `number` at a
+    /// rollout now.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Network`] when no parent answers, with [`Code::Refused`] when the
+    /// realm gives no turn.
+    pub(super) async fn ask_turn(&self, rollout: RolloutId, number: u32) -> anyhow::Result<TurnAnswer> {
+        let mut last = Failure::new(Code::Network, anyhow!("no parent to ask for a turn in the rollout"));
+        for index in 0..self.parents.len() {
+            let question = TurnQuestion::new(self.node, rollout, number);
+            let answer = match self.parents.ask(index, &question.clone().encode()).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    let error =
+                        anyhow::Error::new(error).context("no parent answered the question for a turn");
+                    last = Failure::new(Code::Network, error);
+                    continue;
+                }
+            };
+            match question.read(&answer, &self.ca) {
+                Ok(answer) => return Ok(answer),
+                // A relay may lie; the next parent may not.
+                Err(error) => last = Failure::new(Code::Refused, error.into()),
+            }
+        }
+        Err(last.into())
+    }
+
+    /// Resolves `wanted` to a manifest by signed metadata. `about` and `failures` say what is known
+    /// of this device, and how often a release failed on it.
     pub(super) async fn resolve(
         &self,
         wanted: &Wanted,
-        statement: Option<&NodeStatement>,
-        installed: Option<&Name>,
+        about: About<'_>,
         failures: &(dyn Fn(&RolloutDoc) -> u32 + Send + Sync),
     ) -> anyhow::Result<Resolved> {
+        let About { statement, installed, asks_for_turns } = about;
         let labels = statement.map(NodeStatement::for_selectors);
         let choose = |doc: &ChannelDoc| {
             let pin = statement.and_then(|statement| statement.pins.get(&doc.product));
@@ -177,7 +216,8 @@ impl Session {
             }
             let Some(rollout) = &doc.rollout else { return Choice::default() };
             let failures = failures(rollout);
-            let device = Device { node: &self.node, labels: labels.as_ref(), installed, failures };
+            let device =
+                Device { node: &self.node, labels: labels.as_ref(), installed, failures, asks_for_turns };
             match rollout.decide(&device) {
                 Decision::Follow => Choice { release: Chosen::OfRollout, held: None },
                 Decision::Via(version) => Choice { release: Chosen::Version(version), held: None },

@@ -43,8 +43,9 @@ pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseKind, ReleaseList};
 pub use rollouts::{
-    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUTS_MAX, Rollout, RolloutDetail, RolloutEvent,
-    RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutVerb, RolloutWave,
+    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,
+    RolloutDetail, RolloutEvent, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutTurn,
+    RolloutVerb, RolloutWave,
 };
 pub use state::{Ready, Version};
 pub use tokens::{

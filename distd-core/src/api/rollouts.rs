@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Word;
 use crate::fleet::report::AttemptState;
-use crate::fleet::rollout::{AfterHalt, RolloutState};
+use crate::fleet::rollout::{AfterHalt, Conditions, RolloutState};
 
 /// Most failures that the answer about a rollout lists.
 pub const ROLLOUT_FAILURES_MAX: usize = 100;
+
+/// Most turns that the answer about a rollout lists.
+pub const ROLLOUT_TURNS_MAX: u32 = 100;
 
 /// Most rollouts of a channel that are listed.
 pub const ROLLOUTS_MAX: u32 = 100;
@@ -58,6 +61,9 @@ pub struct NewRollout {
     /// Longest time for which the first wave waits for patches to the release, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patch_wait: Option<u64>,
+    /// Conditions beside the waves.
+    #[serde(default)]
+    pub conditions: Conditions,
 }
 
 /// An order about the rollout of a channel.
@@ -185,6 +191,9 @@ pub struct Rollout {
     pub requires: Vec<String>,
     /// Longest time for which the first wave waits for patches, seconds.
     pub patch_wait: u64,
+    /// Conditions beside the waves.
+    #[serde(default)]
+    pub conditions: Conditions,
     /// Time of its begin, unix seconds.
     pub created: i64,
     /// Time of its last change, unix seconds.
@@ -236,6 +245,18 @@ pub struct RolloutFailure {
     pub detail: String,
 }
 
+/// Turn of a device in a rollout that lets only some begin at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RolloutTurn {
+    /// Node id.
+    pub node: String,
+    /// Value of the label that the rollout names; empty without it.
+    pub group: String,
+    /// Time at which the turn was given, unix seconds.
+    pub given: i64,
+}
+
 /// One change of a rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -263,6 +284,9 @@ pub struct RolloutDetail {
     pub waits_for: Option<String>,
     /// Its waves, in order.
     pub waves: Vec<RolloutWave>,
+    /// Turns that are not over, the first given first; at most 100.
+    #[serde(default)]
+    pub turns: Vec<RolloutTurn>,
     /// Devices on which it failed, at most 100.
     pub failures: Vec<RolloutFailure>,
     /// Its changes, the first one first.

@@ -505,6 +505,10 @@ impl Content for Relay {
             if !question.reports.is_empty() {
                 return self.keep_reports(peer, question).await;
             }
+            if let Some(asked) = question.turn {
+                let node = if peer.role == Role::Relay { asked.node() } else { peer.node_id };
+                return self.ask_metadata(asked.of_node(node).encode()).await;
+            }
             if let Some(asked) = question.statement {
                 // The parent believes this relay, so the relay must not pass on the claim of a
                 // device.

@@ -162,8 +162,8 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// A complete file beside another file, on its way to that file's name. Its name is fixed, so that a
-/// process that is killed leaves one such file at most, and its lock says that a process uses it.
+/// A complete file beside another file, on its way to that file's name. Its name is fixed, so that
+/// a process that is killed leaves one such file at most, and its lock says that a process uses it.
 struct Temporary {
     path: PathBuf,
     /// Holds the lock.

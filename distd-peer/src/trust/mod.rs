@@ -6,8 +6,8 @@
 //! untrusted tier may forward. What a node may fetch and serve is in its capabilities
 //! ([`capability`]). Nodes sign the records of the addresses where they listen ([`record`]), and
 //! devices their reports ([`report`]). The realm tells each node its labels and pins
-//! ([`statement`]). Nodes that are excluded before their certificate expires are
-//! on a signed list ([`revoked`]).
+//! ([`statement`]), and whether it may begin a rollout now ([`turn`]). Nodes that are excluded
+//! before their certificate expires are on a signed list ([`revoked`]).
 
 pub mod capability;
 pub mod enroll;
@@ -21,3 +21,4 @@ pub mod statement;
 pub mod tls;
 pub mod token;
 pub mod tuf;
+pub mod turn;

@@ -33,6 +33,7 @@ mod reports;
 mod restore;
 mod rollouts;
 mod row;
+mod turns;
 mod uploads;
 mod withdraw;
 
@@ -63,6 +64,7 @@ pub use releases::ReleaseRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
 pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
+pub use turns::{TurnAsker, TurnRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
 pub use withdraw::{Withdraw, WithdrawalTx};
 
@@ -466,6 +468,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0012_rollouts"),
     migration!("0013_fleet_state"),
     migration!("0014_audit"),
+    migration!("0015_turns"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -641,6 +644,7 @@ mod tests {
             ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
             ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
             ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
+            ("turns", "1dd0e4c564cd87ca", "1dd0e4c564cd87ca"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

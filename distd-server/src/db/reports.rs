@@ -44,6 +44,8 @@ pub struct Follower {
     pub held: Option<Held>,
     /// State and number of its newest attempt at the rollout; `None` without one.
     pub attempt: Option<(AttemptState, u32)>,
+    /// Whether its labels bring it into the first wave of the rollout.
+    pub comes_first: bool,
 }
 
 impl Follower {
@@ -302,6 +304,7 @@ impl Db {
                     Some(state) => Some((state, row.number32("number")?)),
                     None => None,
                 },
+                comes_first: false,
             })
         };
         rows.and_then(|rows| rows.iter().map(follower).collect())

@@ -108,7 +108,8 @@ pub enum BeginRollout {
 }
 
 const COLUMNS: &str = "id, product, channel, version, from_version, state, reason, waves, soak, success, halt_on, \
-                       attempts, timeout, after_halt, not_before, selector, requires, patch_wait, forgiven, created, updated";
+                       attempts, timeout, after_halt, not_before, selector, requires, patch_wait, conditions, forgiven, \
+                       created, updated";
 
 fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
     Ok(RolloutRow {
@@ -136,6 +137,8 @@ fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
             selector: row.text_or_none("selector")?.map(|_| row.parsed("selector")).transpose()?,
             requires: names(&row.text("requires")?)?,
             patch_wait: row.number("patch_wait")?,
+            conditions: serde_json::from_str(&row.text("conditions")?)
+                .map_err(|_| impossible("conditions"))?,
         },
         forgiven: row.number("forgiven")?,
         created: row.time("created")?,
@@ -268,9 +271,9 @@ impl Db {
         .map_err(failed(what))?;
         sqlx::query(
             "INSERT INTO rollouts (id, product, channel, version, from_version, state, reason, waves, soak, success, \
-             halt_on, attempts, timeout, after_halt, not_before, selector, requires, patch_wait, forgiven, \
+             halt_on, attempts, timeout, after_halt, not_before, selector, requires, patch_wait, conditions, forgiven, \
              unsigned, created, updated) VALUES ($1, $2, $3, $4, $5, 'open', '', $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-             $15, $16, 0, 1, $17, $18)",
+             $15, $16, $17, 0, 1, $18, $19)",
         )
         .bind(id.to_string())
         .bind(product.to_string())
@@ -288,6 +291,7 @@ impl Db {
         .bind(policy.selector.as_ref().map(ToString::to_string))
         .bind(requires_text(&policy.requires))
         .bind(signed(policy.patch_wait))
+        .bind(serde_json::to_string(&policy.conditions).expect("conditions are always JSON"))
         .bind(now)
         .bind(now)
         .execute(&mut *tx)

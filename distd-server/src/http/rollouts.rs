@@ -7,12 +7,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
-    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUTS_MAX, Rollout, RolloutDetail, RolloutEvent,
-    RolloutFailure, RolloutList, RolloutOrder, RolloutWave,
+    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,
+    RolloutDetail, RolloutEvent, RolloutFailure, RolloutList, RolloutOrder, RolloutTurn, RolloutWave,
 };
 use distd_core::fleet::SelectorError;
 use distd_core::fleet::report::{AttemptState, SourceBytes};
-use distd_core::fleet::rollout::{Policy, WavesError, point, wave_of};
+use distd_core::fleet::rollout::{Conditions, Policy, WavesError};
 use distd_core::names::{Name, NameError};
 use distd_core::text::shown;
 
@@ -20,7 +20,7 @@ use super::auth::{Caller, ToMoveChannels, ToRead};
 use super::body::{JsonBody, PathParams};
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
-use crate::db::{AttemptRow, RolloutRow};
+use crate::db::{RolloutRow, TurnRow};
 use crate::origin::{self, RolloutStatus};
 
 pub(super) fn routes() -> Vec<Route> {
@@ -51,6 +51,7 @@ fn rollout(row: &RolloutRow) -> Rollout {
         selector: policy.selector.as_ref().map(ToString::to_string),
         requires: policy.requires.iter().map(ToString::to_string).collect(),
         patch_wait: policy.patch_wait,
+        conditions: policy.conditions.clone(),
         created: row.created,
         updated: row.updated,
     }
@@ -75,6 +76,7 @@ fn policy(new: &NewRollout) -> Result<Policy, ApiError> {
     policy.timeout = new.timeout.unwrap_or(policy.timeout);
     policy.not_before = new.not_before;
     policy.patch_wait = new.patch_wait.unwrap_or(policy.patch_wait);
+    policy.conditions = new.conditions.clone();
     if let Some(text) = &new.selector {
         let wrong = |e: SelectorError| {
             ApiError::bad_request(e.to_string(), "correct the selector; docs/fleet.md describes selectors")
@@ -94,18 +96,24 @@ fn policy(new: &NewRollout) -> Result<Policy, ApiError> {
     Ok(policy)
 }
 
+fn turn(row: TurnRow) -> RolloutTurn {
+    RolloutTurn { node: row.node.to_string(), group: row.group, given: row.granted }
+}
+
 /// A rollout with the sums of its attempts.
 async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiError> {
     let waits_for = app.origin.rollout_waits_for(&status).await?.map(str::to_owned);
-    let RolloutStatus { row, waves } = status;
+    let RolloutStatus { row, waves, .. } = &status;
+    let turns = match row.policy.conditions {
+        Conditions { at_once: None, budget: None, .. } => Vec::new(),
+        _ => app.origin.db().turns(&row.id, ROLLOUT_TURNS_MAX).await?,
+    };
     let attempts = app.origin.db().attempts(&row.id).await?;
     let events = app.origin.db().rollout_events(&row.id).await?;
-    let thresholds: Vec<u64> = waves.iter().map(|wave| wave.row.upto.0).collect();
-    let wave_of_node = |attempt: &AttemptRow| wave_of(&thresholds, point(&row.id, &attempt.node));
     let mut bytes: HashMap<usize, SourceBytes> = HashMap::new();
     let mut failures = Vec::new();
     for attempt in attempts {
-        let Some(wave) = wave_of_node(&attempt) else { continue };
+        let Some(wave) = status.wave_of(&attempt.node) else { continue };
         let sum = bytes.entry(wave).or_default();
         sum.disk = sum.disk.saturating_add(attempt.bytes.disk);
         sum.neighbours = sum.neighbours.saturating_add(attempt.bytes.neighbours);
@@ -152,8 +160,9 @@ async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiEr
     };
     Ok(RolloutDetail {
         waves: waves.iter().enumerate().map(wave).collect(),
-        rollout: rollout(&row),
+        rollout: rollout(row),
         waits_for,
+        turns: turns.into_iter().map(turn).collect(),
         failures,
         events: events.into_iter().map(event).collect(),
     })

@@ -116,6 +116,10 @@ impl Content for Shared {
                 let answer = origin.statement_answer(peer, asked).await;
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));
             }
+            if let Some(asked) = &question.turn {
+                let answer = origin.turn_answer(peer, asked).await;
+                return answer.map(Bytes::from).map_err(|e| internal(e.into()));
+            }
             if !question.reports.is_empty() {
                 return match origin.take_reports(peer, question.reports).await {
                     Ok(()) => Ok(report::kept_answer()),

@@ -296,6 +296,15 @@ impl Realm {
         Ok(SignedStatement { statement, body, signature })
     }
 
+    /// Signs the answer that gives a node its turn in a rollout; `message` is that of
+    /// [`distd_core::fleet::rollout::turn_message`].
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_turn(&self, message: &[u8]) -> Result<Vec<u8>, RealmError> {
+        self.ca_key.sign_statement(message)
+    }
+
     /// Signs the list of revoked nodes.
     ///
     /// # Errors

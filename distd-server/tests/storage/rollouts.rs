@@ -4,9 +4,13 @@ use distd_core::NodeId;
 use distd_core::fleet::report::{
     Attempt, AttemptState, FailureKind, FailureNote, Report, Running, SourceBytes,
 };
-use distd_core::fleet::rollout::{AfterHalt, Held, Policy, RolloutId, Threshold};
+use distd_core::fleet::rollout::{
+    AfterHalt, Conditions, GroupBudget, Held, Policy, Rate, RolloutId, Threshold, TurnAnswer,
+};
 use distd_core::names::Name;
-use distd_server::db::{BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage};
+use distd_server::db::{
+    BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage, TurnAsker,
+};
 
 use super::*;
 
@@ -261,5 +265,53 @@ on_every_back_end! {
         assert!(world.db.unpin_node(&a, &name("os")).await.expect("removed"));
         assert!(!world.db.unpin_node(&a, &name("os")).await.expect("asked"));
         assert!(world.db.pins_of(&a).await.expect("read").is_empty());
+    }
+
+    async fn a_turn_is_given_within_the_limits_of_the_group_and_of_the_fleet(world: World) {
+        realm(world).await;
+        let conditions = Conditions {
+            at_once: Some(2),
+            budget: Some(GroupBudget { by: "site".to_owned(), unavailable: 1 }),
+            rate: Some(Rate { devices: 3, period: 1000 }),
+            ..Conditions::default()
+        };
+        let policy = Policy { conditions: conditions.clone(), timeout: 100, ..Policy::default() };
+        let (id, product, channel, version) = (RolloutId([1; 16]), name("os"), name("stable"), name("3"));
+        let new = NewRollout {
+            id,
+            product: &product,
+            channel: &channel,
+            version: &version,
+            policy: &policy,
+            waves: &[Threshold(u64::MAX)],
+        };
+        let BeginRollout::Begun(row) = world.db.begin_rollout(&new, &by(), NOW).await.expect("asked") else {
+            panic!("not begun")
+        };
+        assert_eq!(world.db.rollout(&id).await.expect("asked").expect("the rollout").policy.conditions, conditions);
+        let [a, b, c, d] = ["ta", "tb", "tc", "td"].map(|label| node(world, label));
+        let (a, b, c, d) = (a.await, b.await, c.await, d.await);
+        let now = u64::try_from(NOW).expect("a time");
+        let ask = async |node: &NodeId, group: &str, after: u64| {
+            let asker = TurnAsker { node, group, number: 1 };
+            world.db.take_turn(&row, &asker, now + after).await.expect("asked") == TurnAnswer::Begin
+        };
+        assert!(ask(&a, "1", 0).await && ask(&a, "1", 1).await, "a turn that is given again is the same");
+        assert!(!ask(&b, "1", 2).await, "one of the group is under way");
+        assert!(ask(&c, "2", 3).await);
+        assert!(!ask(&d, "3", 4).await, "two are under way");
+        let turns: Vec<_> = world.db.turns(&id, 9).await.expect("listed").into_iter().map(|t| t.group).collect();
+        assert_eq!(turns, ["1", "2"]);
+        // A device that ends its attempt makes room, and so does no device that is silent.
+        let runs = running("stable", Some("2"), None);
+        report(world, &a, 1, &runs, Some(&attempt(1, AttemptState::Checking)), NOW + 5).await;
+        assert!(!ask(&b, "1", 6).await);
+        report(world, &a, 2, &runs, Some(&attempt(1, AttemptState::RolledBack)), NOW + 7).await;
+        assert!(ask(&b, "1", 8).await);
+        assert!(!ask(&d, "3", 9).await && !ask(&a, "1", 9).await, "two are under way");
+        report(world, &b, 1, &runs, Some(&attempt(1, AttemptState::Succeeded)), NOW + 10).await;
+        assert!(!ask(&d, "3", 11).await, "three have begun within the period");
+        assert!(!ask(&d, "2", 1004).await, "the one of its group is silent");
+        assert!(ask(&d, "3", 1004).await);
     }
 }

@@ -63,6 +63,11 @@ pub(super) trait Loader: Send + Sync {
         Ok(None)
     }
 
+    /// Tells a boot loader that counts each start of a slot that this one, the default, works.
+    async fn refresh(&self, _slot: &Name) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Slot that starts when no order is open.
     async fn default_slot(&self) -> anyhow::Result<Option<Name>>;
 
@@ -120,7 +125,7 @@ impl LoaderSettings {
         let path = |usual: &str| self.path.clone().unwrap_or_else(|| usual.into());
         Ok(match self.kind {
             LoaderKind::Grub => Box::new(grub::Grub::open(&path("/boot/grub/grubenv"))?),
-            LoaderKind::UBoot => Box::new(uboot::UBoot::open(&path("/etc/fw_env.config")).await?),
+            LoaderKind::UBoot => Box::new(uboot::UBoot::open(&path("/etc/fw_env.config"), slots).await?),
             LoaderKind::Rauc => Box::new(rauc::Rauc::open(slots).await?),
             LoaderKind::SystemdBoot => {
                 let Some(kernel) = self.kernel.clone() else {

@@ -104,6 +104,11 @@ impl Loader for Rauc {
         Ok(booted.and_then(|(name, _)| name.parse().ok()))
     }
 
+    async fn refresh(&self, slot: &Name) -> anyhow::Result<()> {
+        // The boot loaders of RAUC count down at each start.
+        self.mark("good", slot).await
+    }
+
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         let answer = self.call("GetPrimary", &()).await;
         let name = answer.and_then(|answer| answer.body().deserialize::<String>());

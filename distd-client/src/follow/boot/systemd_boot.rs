@@ -88,9 +88,29 @@ fn tries_left(file_name: &str, slot: &Name) -> Option<Option<u32>> {
     Some(Some(left.parse().ok()?))
 }
 
-fn version_of(entry: &str) -> u64 {
-    let lines = entry.lines().filter_map(|line| line.strip_prefix("version"));
-    lines.filter_map(|rest| rest.trim().parse().ok()).next().unwrap_or(0)
+/// Value of a key in the text of an entry.
+fn value_of<'a>(entry: &'a str, key: &str) -> Option<&'a str> {
+    let rest = entry.lines().filter_map(|line| line.trim_start().strip_prefix(key));
+    rest.filter(|rest| rest.starts_with(char::is_whitespace)).map(str::trim).next()
+}
+
+/// Names and paths of the files in a directory; names that are no text are left out.
+fn list(dir: &Path) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let failed = || format!("could not list {}", dir.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        if let Some(name) = entry.file_name().to_str() {
+            found.push((name.to_owned(), entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let bytes = side::read_anyones(path, ENTRY_BYTES_MAX);
+    let bytes = bytes.with_context(|| format!("could not read {}", path.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl SystemdBoot {
@@ -117,22 +137,45 @@ impl SystemdBoot {
                 format!("name the entry of the slot that runs {OURS}-{}.conf (slots.md)", slots[0].name);
             return Err(unusable(error, &next));
         }
+        loader.check_others()?;
         Ok(loader)
     }
 
-    fn entries_of(&self, slot: &Name) -> anyhow::Result<Vec<Found>> {
-        let dir = self.esp.join(ENTRIES);
-        let shown = dir.display();
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&dir).with_context(|| format!("could not list {shown}"))? {
-            let entry = entry.with_context(|| format!("could not list {shown}"))?;
-            let Some(left) = entry.file_name().to_str().and_then(|name| tries_left(name, slot)) else {
+    /// Checks that no other entry of the menu starts before those of the slots.
+    fn check_others(&self) -> anyhow::Result<()> {
+        let is_ours = |name: &str| self.slots.iter().any(|slot| tries_left(name, &slot.name).is_some());
+        for (name, path) in list(&self.esp.join(ENTRIES))? {
+            if is_ours(&name) || !name.ends_with(".conf") {
                 continue;
-            };
-            let path = entry.path();
-            let text = side::read_anyones(&path, ENTRY_BYTES_MAX);
-            let text = text.with_context(|| format!("could not read {}", path.display()))?;
-            found.push(Found { left, version: version_of(&String::from_utf8_lossy(&text)), path });
+            }
+            let text = read(&path)?;
+            if value_of(&text, "sort-key").is_some_and(|key| key < OURS) {
+                let error = anyhow!("{} starts before the slots", path.display());
+                let next = format!("give it a sort-key after {OURS}, or none, or remove it");
+                return Err(unusable(error, &next));
+            }
+        }
+        let unified = self.esp.join("EFI/Linux");
+        let images = list(&unified).unwrap_or_default();
+        if images.iter().any(|(name, _)| name.ends_with(".efi")) {
+            tracing::warn!(
+                directory = %unified.display(),
+                "there are kernel images here that systemd-boot may start before the slots"
+            );
+        }
+        Ok(())
+    }
+
+    fn entries_of(&self, slot: &Name) -> anyhow::Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for (name, path) in list(&self.esp.join(ENTRIES))? {
+            let Some(left) = tries_left(&name, slot) else { continue };
+            let text = read(&path)?;
+            let version = value_of(&text, "version").unwrap_or("0").parse().map_err(|_| {
+                let error = anyhow!("the version in {} is no number", path.display());
+                unusable(error, "write a number, which grows with each release: version 1")
+            })?;
+            found.push(Found { left, version, path });
         }
         Ok(found)
     }
@@ -236,7 +279,9 @@ impl Loader for SystemdBoot {
         if let Some(initrd) = &self.kernel.initrd {
             self.copy_out(slot, initrd, &directory.join("initrd")).await?;
         }
-        filesystem::sync_parent(&directory).context("could not sync the EFI system partition")?;
+        for name in [&directory, &self.esp.join(OURS)] {
+            filesystem::sync_parent(name).context("could not sync the EFI system partition")?;
+        }
         let mut version = 0;
         for known in &self.slots {
             let versions = self.entries_of(&known.name)?.into_iter().map(|entry| entry.version);
@@ -372,6 +417,6 @@ mod tests {
             "title os 2 (slot b)\nsort-key distd\nversion 5\nlinux /distd/b/linux\n\
              options root=PARTLABEL=root-b ro distd.slot=b\n"
         );
-        assert_eq!(version_of(&text), 5);
+        assert_eq!(value_of(&text, "version"), Some("5"));
     }
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use distd_core::names::Name;
 
 use super::super::programs;
-use super::{About, Loader, Spare, unusable};
+use super::{About, Loader, Slot, Spare, unusable};
 
 const DEFAULT: &str = "distd_slot";
 const ONCE: &str = "distd_once";
@@ -26,10 +26,24 @@ impl UBoot {
     /// Opens the environment that the file `config` describes.
     ///
     /// # Errors
-    /// Failures with [`Code::Local`](crate::failure::Code::Local) when it cannot be read.
-    pub(super) async fn open(config: &Path) -> anyhow::Result<Self> {
+    /// Failures with [`Code::Local`](crate::failure::Code::Local) when it cannot be read, or names
+    /// none of the slots. The tools take an environment whose checksum is wrong for empty and fill
+    /// it with their own defaults; written back, it would replace the board's.
+    pub(super) async fn open(config: &Path, slots: &[Slot; 2]) -> anyhow::Result<Self> {
         let uboot = Self { config: config.to_owned() };
-        uboot.variables().await?;
+        let [default, _] = uboot.variables().await?;
+        if !slots.iter().any(|slot| slot.name.as_str() == default) {
+            let error = match default.is_empty() {
+                true => anyhow!("U-Boot's environment has no variable {DEFAULT}"),
+                false => anyhow!("U-Boot's variable {DEFAULT} is {default}, which is no slot"),
+            };
+            let next = format!(
+                "make sure that fw_printenv -c FILE shows the environment of this board without a warning, \
+                 then name the slot that runs: fw_setenv -c FILE {DEFAULT} {}",
+                slots[0].name
+            );
+            return Err(unusable(error, &next));
+        }
         let text = std::fs::read_to_string(config).unwrap_or_default();
         let copies = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         if copies.count() < 2 {

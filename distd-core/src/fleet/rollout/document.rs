@@ -7,14 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use super::super::labels::Labels;
 use super::super::selector::Selector;
-use super::waves::{RolloutId, WAVES_MAX, point, wave_of};
+use super::super::window::Window;
+use super::conditions::{Conditions, Urgency, WINDOWS_MAX};
+use super::waves::{RolloutId, WAVES_MAX, point_of, wave_of};
 use crate::bounds::ROLLOUT_REQUIRES_MAX;
 use crate::names::Name;
 use crate::role::Role;
 use crate::{ManifestId, NodeId};
 
-/// Form of the documents that this build writes and the latest that it obeys.
-pub const ROLLOUT_FORM: u32 = 1;
+/// Latest form of the documents that this build obeys. Form 2 has conditions that earlier releases
+/// of distd do not know; a document without them is of form 1.
+pub const ROLLOUT_FORM: u32 = 2;
+
+/// Form of a document without conditions.
+const PLAIN_FORM: u32 = 1;
 
 /// Largest number of attempts that a rollout may allow a device.
 pub const ATTEMPTS_MAX: u32 = 16;
@@ -105,6 +111,21 @@ pub struct RolloutDoc {
     /// another version installs the first of them before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<Name>,
+    /// Parts of the week in which a device begins, by its own clock; the whole week when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<Window>,
+    /// Whether a device may put the release off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgency: Option<Urgency>,
+    /// Time from which the rollout is forced, unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced_from: Option<u64>,
+    /// Selector of devices that are in the first wave, whatever their point is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// Whether a device asks the origin for a turn before it begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub turns: bool,
 }
 
 /// A device's knowledge of itself, on which it decides.
@@ -118,6 +139,8 @@ pub struct Device<'a> {
     pub installed: Option<&'a Name>,
     /// Number of attempts at this rollout that have failed on it.
     pub failures: u32,
+    /// Whether it asks for a turn before it begins, where the rollout wants that.
+    pub asks_for_turns: bool,
 }
 
 /// Reason why a device does not install the release of a rollout.
@@ -146,8 +169,12 @@ pub enum Held {
         /// Number of attempts.
         attempts: u32,
     },
-    /// No window of the device is open.
+    /// No window of the device or of the rollout is open.
     Window,
+    /// The device's hook `consent` has not agreed.
+    Consent,
+    /// As many other devices are under way as the rollout allows.
+    Turn,
     /// The document is of a later form.
     Form,
     /// A reason that only later releases of distd know.
@@ -167,6 +194,8 @@ impl Held {
             Self::Halted => "halted",
             Self::Failed { .. } => "failed",
             Self::Window => "window",
+            Self::Consent => "consent",
+            Self::Turn => "turn",
             Self::Form => "form",
             Self::Unknown => "unknown",
         }
@@ -186,7 +215,9 @@ impl fmt::Display for Held {
             Self::Halted => f.write_str("the rollout is halted"),
             Self::Failed { attempts: 1 } => f.write_str("the release failed on this device"),
             Self::Failed { attempts } => write!(f, "the release failed {attempts} times on this device"),
-            Self::Window => f.write_str("none of this device's windows for updates is open"),
+            Self::Window => f.write_str("no window for updates of this device or of the rollout is open"),
+            Self::Consent => f.write_str("the hook `consent` of this device has not agreed yet"),
+            Self::Turn => f.write_str("as many other devices are under way as the rollout allows"),
             Self::Unknown => f.write_str("a reason that only later releases of distd know"),
             Self::Form => f.write_str(
                 "the rollout is of a form that only later releases of distd know: update distd on this device",
@@ -225,7 +256,41 @@ impl RolloutDoc {
             timeout: 0,
             selector: None,
             requires: Vec::new(),
+            windows: Vec::new(),
+            urgency: None,
+            forced_from: None,
+            first: None,
+            turns: false,
         }
+    }
+
+    /// The document with the conditions of its rollout, and the form that they need.
+    #[must_use]
+    pub fn with_conditions(self, conditions: &Conditions) -> Self {
+        let doc = Self {
+            windows: conditions.windows.clone(),
+            urgency: conditions.urgency,
+            forced_from: conditions.forced_from,
+            first: conditions.first.clone(),
+            turns: conditions.needs_turns(),
+            ..self
+        };
+        let is_plain = doc.windows.is_empty()
+            && (doc.urgency, doc.forced_from, doc.first.as_ref()) == (None, None, None)
+            && !doc.turns;
+        Self { form: if is_plain { PLAIN_FORM } else { ROLLOUT_FORM }, ..doc }
+    }
+
+    /// Whether the device's own windows and its hook `consent` do not hold the release up at `now`
+    /// (unix seconds).
+    pub fn is_forced(&self, now: u64) -> bool {
+        self.urgency == Some(Urgency::Forced) || self.forced_from.is_some_and(|from| from <= now)
+    }
+
+    /// Whether the release is installed at `now` (unix seconds) only where the device's hook
+    /// `consent` says so.
+    pub fn is_soft(&self, now: u64) -> bool {
+        self.urgency == Some(Urgency::Soft) && !self.is_forced(now)
     }
 
     /// Whether the parts of the document fit each other.
@@ -236,12 +301,18 @@ impl RolloutDoc {
             && self.open <= self.waves.len()
             && (1..=ATTEMPTS_MAX).contains(&self.attempts)
             && self.requires.len() <= ROLLOUT_REQUIRES_MAX
+            && self.windows.len() <= WINDOWS_MAX
+            && self.urgency != Some(Urgency::Unknown)
     }
 
-    /// Wave of a device, from 0; `None` in a document that is not consistent.
-    pub fn wave(&self, node: &NodeId) -> Option<usize> {
+    /// Wave of a device with these labels, from 0; `None` in a document that is not consistent. A
+    /// device that does not know its labels yet is not taken for one that comes first.
+    pub fn wave(&self, node: &NodeId, labels: Option<&Labels>) -> Option<usize> {
         let thresholds: Vec<u64> = self.waves.iter().map(|threshold| threshold.0).collect();
-        wave_of(&thresholds, point(&self.id, node))
+        let first = self.first.as_ref().and_then(|text| text.parse::<Selector>().ok());
+        let is_first =
+            matches!((&first, labels), (Some(first), Some(labels)) if first.selects(labels, Role::Leaf));
+        wave_of(&thresholds, point_of(&self.id, node, is_first))
     }
 
     /// Decides for a device. Depends on no clock and asks nobody, so a device that is offline
@@ -251,7 +322,7 @@ impl RolloutDoc {
         if device.installed == Some(&self.version) {
             return Decision::Follow;
         }
-        let wave = match self.wave(device.node) {
+        let wave = match self.wave(device.node, device.labels) {
             Some(wave) if self.form <= ROLLOUT_FORM && self.is_consistent() => wave,
             _ => return Decision::Hold(Held::Form),
         };
@@ -264,10 +335,16 @@ impl RolloutDoc {
                 Some(_) => {}
             }
         }
+        if self.first.as_ref().is_some_and(|text| text.parse::<Selector>().is_err()) {
+            return Decision::Hold(Held::Form);
+        }
         if device.failures >= self.attempts {
             return Decision::Hold(Held::Failed { attempts: device.failures });
         }
         match self.state {
+            RolloutState::Open if wave < self.open && self.turns && !device.asks_for_turns => {
+                Decision::Hold(Held::Turn)
+            }
             RolloutState::Open if wave < self.open => match (device.installed, self.requires.first()) {
                 // A device without a release has nothing to update from.
                 (Some(installed), Some(first)) if !self.requires.contains(installed) => {
@@ -287,11 +364,12 @@ impl RolloutDoc {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::waves::point;
     use super::*;
 
     fn document(waves: Vec<u64>, open: usize, state: RolloutState) -> RolloutDoc {
         RolloutDoc {
-            form: ROLLOUT_FORM,
+            form: PLAIN_FORM,
             id: RolloutId([7; 16]),
             version: "2".parse().expect("a name"),
             manifest: ManifestId([1; 32]),
@@ -302,11 +380,79 @@ mod tests {
             timeout: 3600,
             selector: None,
             requires: Vec::new(),
+            ..RolloutDoc::unreadable()
         }
     }
 
     fn device<'a>(node: &'a NodeId, installed: Option<&'a Name>, failures: u32) -> Device<'a> {
-        Device { node, installed, failures, labels: None }
+        Device { node, installed, failures, labels: None, asks_for_turns: false }
+    }
+
+    #[test]
+    fn a_document_without_conditions_is_of_the_form_that_all_devices_know() {
+        let plain = document(vec![u64::MAX], 1, RolloutState::Open);
+        assert_eq!(plain.clone().with_conditions(&Conditions::default()).form, 1);
+        for condition in [
+            r#"{"windows":["00:00-24:00"]}"#,
+            r#"{"urgency":"soft"}"#,
+            r#"{"forced_from":1}"#,
+            r#"{"first":"ring=0"}"#,
+            r#"{"at_once":1}"#,
+        ] {
+            let conditions: Conditions = serde_json::from_str(condition).expect("conditions");
+            let doc = plain.clone().with_conditions(&conditions);
+            assert_eq!(doc.form, 2, "{condition}");
+            let json = serde_json::to_string(&doc).expect("JSON");
+            assert!(json.len() < 400, "{json}");
+            assert_eq!(serde_json::from_str::<RolloutDoc>(&json).expect("a document"), doc);
+        }
+    }
+
+    #[test]
+    fn a_device_that_comes_first_is_in_the_first_wave_and_others_are_where_they_were() {
+        let node = NodeId([2; 16]);
+        let threshold = point(&RolloutId([7; 16]), &node) - 1;
+        let doc = RolloutDoc {
+            first: Some("ring=0".to_owned()),
+            ..document(vec![threshold, u64::MAX], 1, RolloutState::Open)
+        };
+        let label = |text: &str| {
+            let label = crate::fleet::assignable_label(text).expect("a label");
+            Labels { operator: [label].into(), ..Labels::default() }
+        };
+        let (first, other) = (label("ring=0"), label("ring=1"));
+        let with = |labels| Device { labels, ..device(&node, None, 0) };
+        assert_eq!(doc.decide(&with(Some(&first))), Decision::Follow);
+        for labels in [Some(&other), None] {
+            assert_eq!(doc.decide(&with(labels)), Decision::Hold(Held::Wave { wave: 2, of: 2 }));
+        }
+        let bad = RolloutDoc { first: Some("ring==".to_owned()), ..doc };
+        assert_eq!(bad.decide(&with(Some(&first))), Decision::Hold(Held::Form));
+    }
+
+    #[test]
+    fn only_a_device_that_asks_for_turns_begins_where_turns_are_given() {
+        let node = NodeId([2; 16]);
+        let doc = RolloutDoc { turns: true, ..document(vec![u64::MAX], 1, RolloutState::Open) };
+        assert_eq!(doc.decide(&device(&node, None, 0)), Decision::Hold(Held::Turn));
+        let asks = Device { asks_for_turns: true, ..device(&node, None, 0) };
+        assert_eq!(doc.decide(&asks), Decision::Follow);
+    }
+
+    #[test]
+    fn a_soft_rollout_is_forced_from_a_time() {
+        let doc = |urgency, forced_from| RolloutDoc {
+            urgency,
+            forced_from,
+            ..document(vec![u64::MAX], 1, RolloutState::Open)
+        };
+        let both = |doc: RolloutDoc, now| (doc.is_soft(now), doc.is_forced(now));
+        assert_eq!(both(doc(None, None), 9), (false, false));
+        assert_eq!(both(doc(Some(Urgency::Forced), None), 0), (false, true));
+        assert_eq!(both(doc(Some(Urgency::Soft), Some(10)), 9), (true, false));
+        assert_eq!(both(doc(Some(Urgency::Soft), Some(10)), 10), (false, true));
+        let later = doc(Some(Urgency::Unknown), None);
+        assert_eq!(later.decide(&device(&NodeId([2; 16]), None, 0)), Decision::Hold(Held::Form));
     }
 
     #[test]
@@ -396,7 +542,7 @@ mod tests {
         assert_eq!(good.decide(&device(&node, None, 0)), Decision::Follow);
         for bad in [
             RolloutDoc::unreadable(),
-            RolloutDoc { form: 2, ..good.clone() },
+            RolloutDoc { form: ROLLOUT_FORM + 1, ..good.clone() },
             RolloutDoc { open: 2, ..good.clone() },
             RolloutDoc { attempts: 0, ..good.clone() },
             RolloutDoc { waves: Vec::new(), open: 0, ..good.clone() },
@@ -421,7 +567,7 @@ mod tests {
             waves.sort_unstable();
             waves.push(u64::MAX);
             let (node, count) = (NodeId(node), waves.len());
-            let wave = document(waves.clone(), 0, RolloutState::Open).wave(&node).expect("a wave");
+            let wave = document(waves.clone(), 0, RolloutState::Open).wave(&node, None).expect("a wave");
             for open in 0..=count {
                 let decision = document(waves.clone(), open, RolloutState::Open).decide(&device(&node, None, 0));
                 prop_assert_eq!(decision == Decision::Follow, wave < open);

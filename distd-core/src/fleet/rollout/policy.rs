@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::selector::Selector;
+use super::conditions::{Conditions, ConditionsError};
 use super::document::ATTEMPTS_MAX;
 use super::progress::{Gate, HaltOn};
 use super::waves::{Share, Waves};
@@ -57,6 +58,8 @@ pub struct Policy {
     pub requires: Vec<Name>,
     /// Longest time for which the first wave waits for patches to the release, seconds.
     pub patch_wait: u64,
+    /// Conditions beside the waves.
+    pub conditions: Conditions,
 }
 
 /// Reason why a policy cannot be used.
@@ -83,6 +86,9 @@ pub enum PolicyError {
     /// There are too many required versions.
     #[error("a rollout requires one of at most {ROLLOUT_REQUIRES_MAX} versions, not of {0}")]
     Requires(usize),
+    /// The conditions.
+    #[error(transparent)]
+    Conditions(#[from] ConditionsError),
 }
 
 impl Default for Policy {
@@ -101,6 +107,7 @@ impl Default for Policy {
             selector: None,
             requires: Vec::new(),
             patch_wait: 1800,
+            conditions: Conditions::default(),
         }
     }
 }
@@ -132,7 +139,7 @@ impl Policy {
         if self.requires.len() > ROLLOUT_REQUIRES_MAX {
             return Err(PolicyError::Requires(self.requires.len()));
         }
-        Ok(())
+        Ok(self.conditions.check()?)
     }
 }
 
@@ -155,6 +162,8 @@ mod tests {
         let facts = Some("fact.disk=big".parse().expect("a selector"));
         assert!(matches!(Policy { selector: facts, ..good.clone() }.check(), Err(PolicyError::Facts(_))));
         let requires = vec!["1".parse().expect("a name"); 9];
-        assert_eq!(Policy { requires, ..good }.check(), Err(PolicyError::Requires(9)));
+        assert_eq!(Policy { requires, ..good.clone() }.check(), Err(PolicyError::Requires(9)));
+        let conditions = Conditions { at_once: Some(0), ..Conditions::default() };
+        assert!(matches!(Policy { conditions, ..good }.check(), Err(PolicyError::Conditions(_))));
     }
 }

@@ -236,6 +236,11 @@ pub fn point(rollout: &RolloutId, node: &NodeId) -> u64 {
     u64::from_be_bytes(first)
 }
 
+/// [`point`] of a device; 0, which is in the first wave of every rollout, for one that comes first.
+pub fn point_of(rollout: &RolloutId, node: &NodeId, is_first: bool) -> u64 {
+    if is_first { 0 } else { point(rollout, node) }
+}
+
 /// Wave of a device whose point is `point`: the first whose threshold is not below it. `None` when
 /// the last threshold is below it, as in no document of a rollout.
 pub fn wave_of(thresholds: &[u64], point: u64) -> Option<usize> {

@@ -12,6 +12,7 @@ use serde_bytes::ByteBuf;
 use crate::trust::capability::CapabilityQuestion;
 use crate::trust::report::REPORTS_MAX;
 use crate::trust::statement::StatementQuestion;
+use crate::trust::turn::TurnQuestion;
 
 /// Maximum size of a question, bytes.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
@@ -73,6 +74,9 @@ pub struct Query {
     /// Question for the statement about a node; a query with it asks for nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statement: Option<StatementQuestion>,
+    /// Question for a turn in a rollout; a query with it asks for nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turn: Option<TurnQuestion>,
     /// Signed reports ([`crate::trust::report`]); a query with them asks for nothing else. The
     /// answer says that the parent keeps them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use distd_core::NodeId;
 use distd_core::fleet::Selector;
-use distd_core::fleet::rollout::{RolloutId, WaveCounts, point, wave_of};
+use distd_core::fleet::rollout::{Policy, RolloutId, WaveCounts, point_of, wave_of};
 use distd_core::fleet::state::{Goal, Standing, standing};
 use distd_core::names::Name;
 use distd_core::role::Role;
@@ -22,12 +22,21 @@ const HEARD_WITHIN: u64 = 7 * 24 * 3600;
 const PATCHED_FROM_MAX: usize = 4;
 
 /// The devices that a rollout is for.
-#[derive(Clone, Copy)]
 pub(super) struct Chosen<'a> {
     pub(super) product: &'a Name,
     pub(super) channel: &'a Name,
     pub(super) version: &'a Name,
     pub(super) selector: Option<&'a Selector>,
+    /// Selector of those that come first.
+    pub(super) first: Option<Selector>,
+}
+
+impl<'a> Chosen<'a> {
+    /// The devices of a rollout of `version` to a channel under this policy.
+    pub(super) fn of(product: &'a Name, channel: &'a Name, version: &'a Name, policy: &'a Policy) -> Self {
+        let (selector, first) = (policy.selector.as_ref(), policy.conditions.first());
+        Self { product, channel, version, selector, first }
+    }
 }
 
 pub(super) fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower]) -> Vec<WaveStatus> {
@@ -36,7 +45,7 @@ pub(super) fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower])
     let empty = |wave: &WaveRow| WaveStatus { row: *wave, counts: WaveCounts::default() };
     let mut counted: Vec<WaveStatus> = waves.iter().map(empty).collect();
     for follower in followers {
-        let wave = wave_of(&thresholds, point(&row.id, &follower.node));
+        let wave = wave_of(&thresholds, point_of(&row.id, &follower.node, follower.comes_first));
         let Some(wave) = wave.and_then(|wave| counted.get_mut(wave)) else { continue };
         wave.counts.members += 1;
         match standing(&follower.seen(), &goal) {
@@ -65,7 +74,7 @@ impl Origin {
     /// The nodes that a rollout is for at this time, each with its attempt.
     pub(super) async fn followers_of(&self, row: &RolloutRow) -> Result<Vec<Follower>, DbError> {
         let RolloutRow { product, channel, version, policy, .. } = row;
-        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
+        let chosen = Chosen::of(product, channel, version, policy);
         self.followers(chosen, Some(&row.id), unix_now()).await
     }
 
@@ -77,7 +86,7 @@ impl Origin {
         rollout: Option<&RolloutId>,
         now: u64,
     ) -> Result<Vec<Follower>, DbError> {
-        let Chosen { product, channel, version, selector } = chosen;
+        let Chosen { product, channel, version, selector, first } = chosen;
         let since = signed(now.saturating_sub(HEARD_WITHIN));
         let mut followers = self.db.followers(product, channel, rollout, since).await?;
         let pins = self.db.pins_on(product).await?;
@@ -85,11 +94,13 @@ impl Origin {
             let pinned = |node: &NodeId| pins.get(&node.to_string());
             followers.retain(|follower| pinned(&follower.node).is_none_or(|pin| pin == version));
         }
-        if let Some(selector) = selector {
+        if selector.is_some() || first.is_some() {
             let mut labels = self.db.labels().await?;
-            followers.retain(|follower| {
+            followers.retain_mut(|follower| {
                 let labels = labels.remove(&follower.node.to_string()).unwrap_or_default();
-                selector.selects(&labels, Role::Leaf)
+                let selects = |selector: &Selector| selector.selects(&labels, Role::Leaf);
+                follower.comes_first = first.as_ref().is_some_and(selects);
+                selector.is_none_or(selects)
             });
         }
         Ok(followers)
@@ -108,6 +119,7 @@ mod tests {
             version: Some(name(version)),
             held: None,
             attempt: None,
+            comes_first: false,
         };
         let fleet = ["1", "3", "2", "1", "5", "4", "2", "1", "6", "9"].map(of);
         let versions: Vec<_> = commonest(&fleet, &name("3")).into_iter().map(Name::as_str).collect();

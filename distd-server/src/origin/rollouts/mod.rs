@@ -1,15 +1,17 @@
 //! Rollouts: how they begin, what is signed about them, and their next steps (docs/rollouts.md).
 
 mod devices;
+mod turns;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
+use distd_core::NodeId;
 use distd_core::api::RolloutVerb;
 use distd_core::error::Chain;
 use distd_core::fleet::rollout::{
-    AfterHalt, Policy, PolicyError, ROLLOUT_FORM, RolloutDoc, RolloutId, RolloutState, Step, Threshold,
-    WaveCounts, next_step, point,
+    AfterHalt, Policy, PolicyError, RolloutDoc, RolloutId, RolloutState, Step, Threshold, WaveCounts,
+    next_step, point_of, wave_of,
 };
 use distd_core::names::Name;
 use distd_core::text::shown;
@@ -130,9 +132,17 @@ pub struct RolloutStatus {
     pub row: RolloutRow,
     /// Its waves, in order.
     pub waves: Vec<WaveStatus>,
+    /// Devices that come first.
+    first: HashSet<NodeId>,
 }
 
 impl RolloutStatus {
+    /// Wave of a device, from 0.
+    pub fn wave_of(&self, node: &NodeId) -> Option<usize> {
+        let thresholds: Vec<u64> = self.waves.iter().map(|wave| wave.row.upto.0).collect();
+        wave_of(&thresholds, point_of(&self.row.id, node, self.first.contains(node)))
+    }
+
     /// Devices in open waves that have failed.
     fn failed(&self) -> u64 {
         self.waves.iter().filter(|wave| wave.row.opened.is_some()).map(|wave| wave.counts.failed).sum()
@@ -201,14 +211,15 @@ impl Origin {
                 });
             }
         }
-        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
+        let chosen = Chosen::of(product, channel, version, policy);
         let followers = self.followers(chosen, None, now).await?;
         if followers.is_empty() {
             let (product, channel, _) = named();
             return Err(RolloutError::NoDevices { product, channel });
         }
         let id = RolloutId(random::bytes());
-        let points = followers.iter().map(|follower| point(&id, &follower.node)).collect();
+        let points =
+            followers.iter().map(|follower| point_of(&id, &follower.node, follower.comes_first)).collect();
         let waves: Vec<Threshold> = policy.waves.thresholds(points).into_iter().map(Threshold).collect();
         let new = NewRollout { id, product, channel, version, policy, waves: &waves };
         let (product, channel, version) = named();
@@ -446,7 +457,12 @@ impl Origin {
 
     async fn count_waves(&self, row: &RolloutRow, followers: &[Follower]) -> Result<RolloutStatus, DbError> {
         let waves = self.db.rollout_waves(&row.id).await?;
-        Ok(RolloutStatus { waves: count(row, &waves, followers), row: row.clone() })
+        let first = followers.iter().filter(|follower| follower.comes_first);
+        Ok(RolloutStatus {
+            waves: count(row, &waves, followers),
+            first: first.map(|follower| follower.node).collect(),
+            row: row.clone(),
+        })
     }
 
     /// What is signed about the rollout of a channel; `None` when none is under way.
@@ -457,8 +473,7 @@ impl Origin {
         let Some(state) = row.stage.as_seen() else { return Ok(None) };
         let Some(release) = self.db.release(&row.product, &row.version).await? else { return Ok(None) };
         let waves = self.db.rollout_waves(&row.id).await?;
-        Ok(Some(RolloutDoc {
-            form: ROLLOUT_FORM,
+        let doc = RolloutDoc {
             id: row.id,
             version: row.version,
             manifest: release.manifest,
@@ -469,7 +484,9 @@ impl Origin {
             timeout: row.policy.timeout,
             selector: row.policy.selector.as_ref().map(ToString::to_string),
             requires: row.policy.requires,
-        }))
+            ..RolloutDoc::unreadable()
+        };
+        Ok(Some(doc.with_conditions(&row.policy.conditions)))
     }
 
     /// Takes the steps of rollouts that are due, and waits for the next, for as long as the origin

@@ -1,0 +1,120 @@
+//! The question of a device whether it may begin a rollout now, and the check of the answer
+//! (docs/rollouts.md, "Turns").
+
+use bytes::Bytes;
+use distd_core::NodeId;
+use distd_core::fleet::rollout::{NONCE_BYTES, RolloutId, TurnAnswer, turn_message};
+use serde::{Deserialize, Serialize};
+
+use super::seal::{SealError, verify_by_ca};
+use super::tuf::wire::{Answer, Query, WireError};
+use crate::random;
+
+/// Name of the turn in an answer to a metadata question: the signature of the realm's CA.
+const FILE: &str = "turn";
+
+/// Name of the file by which an origin says when the device asks again: seconds as text.
+const LATER: &str = "turn-later";
+
+/// Shortest and longest time after which a device asks again, seconds.
+const WAIT: std::ops::RangeInclusive<u64> = 5..=3600;
+
+/// Question for a turn, part of a [`Query`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnQuestion {
+    /// The node. A parent believes it only of a relay.
+    pub node: serde_bytes::ByteArray<16>,
+    /// The rollout.
+    pub rollout: serde_bytes::ByteArray<16>,
+    /// Number of the attempt that the device wants to begin, from 1.
+    pub number: u32,
+    /// Random bytes, which the answer repeats under its signature.
+    pub nonce: serde_bytes::ByteArray<NONCE_BYTES>,
+}
+
+/// Reason why an answer gives no turn and names no time.
+#[derive(Debug, thiserror::Error)]
+pub enum TurnRefused {
+    /// The turn is not signed by the realm's CA for this question.
+    #[error("the turn is not signed by the realm for this device and this question")]
+    Seal(#[from] SealError),
+    /// The answer is malformed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The origin knows no such question, or gives this device no turn in this rollout.
+    #[error("the realm gives this device no turn in the rollout")]
+    None,
+}
+
+impl TurnQuestion {
+    /// Makes the question of `node`.
+    pub fn new(node: NodeId, rollout: RolloutId, number: u32) -> Self {
+        let array = serde_bytes::ByteArray::new;
+        Self {
+            node: array(node.0),
+            rollout: array(rollout.0),
+            number,
+            nonce: serde_bytes::ByteArray::new(random::bytes()),
+        }
+    }
+
+    /// The same question about another node.
+    #[must_use]
+    pub fn of_node(self, node: NodeId) -> Self {
+        Self { node: serde_bytes::ByteArray::new(node.0), ..self }
+    }
+
+    /// The node.
+    pub fn node(&self) -> NodeId {
+        NodeId(*self.node)
+    }
+
+    /// The rollout.
+    pub fn rollout(&self) -> RolloutId {
+        RolloutId(*self.rollout)
+    }
+
+    /// Encodes the question.
+    pub fn encode(self) -> Bytes {
+        Query { turn: Some(self), ..Query::default() }.encode().into()
+    }
+
+    /// Bytes that the CA's key signs to give the turn to `node`.
+    pub fn message(&self, node: &NodeId) -> Vec<u8> {
+        turn_message(node, &self.rollout(), &self.nonce)
+    }
+
+    /// Reads the answer to this question, whose turn the CA with this certificate signs.
+    ///
+    /// # Errors
+    /// [`TurnRefused`].
+    pub fn read(&self, answer: &[u8], ca_der: &[u8]) -> Result<TurnAnswer, TurnRefused> {
+        let answer = Answer::decode(answer)?;
+        let file =
+            |wanted: &str| answer.files.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes);
+        if let Some(signature) = file(FILE) {
+            verify_by_ca(ca_der, &self.message(&self.node()), signature)?;
+            return Ok(TurnAnswer::Begin);
+        }
+        // A wrong time delays this device alone.
+        let seconds = file(LATER).and_then(|text| std::str::from_utf8(text).ok()?.parse::<u64>().ok());
+        seconds
+            .map(|after| TurnAnswer::Wait(after.clamp(*WAIT.start(), *WAIT.end())))
+            .ok_or(TurnRefused::None)
+    }
+}
+
+/// Encodes the answer that gives a turn with the CA's signature, or names the seconds after which
+/// the device asks again.
+pub fn answer(turn: Result<Vec<u8>, u64>) -> Vec<u8> {
+    let file = match turn {
+        Ok(signature) => (FILE.to_owned(), signature.into()),
+        Err(after) => (LATER.to_owned(), after.to_string().into()),
+    };
+    Answer { files: vec![file] }.encode()
+}
+
+/// Encodes the answer to a device that gets no turn.
+pub fn no_answer() -> Vec<u8> {
+    Answer::default().encode()
+}
