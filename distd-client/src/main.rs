@@ -71,6 +71,7 @@ enum Command {
     Group(cmd::group::Args),
     Grant(cmd::grant::Args),
     Rollout(cmd::rollout::Args),
+    Simulate(cmd::simulate::Args),
     Why(cmd::why::Args),
 }
 
@@ -98,6 +99,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Group(args) => cmd::group::run(context, args).await,
         Command::Grant(args) => cmd::grant::run(context, args).await,
         Command::Rollout(args) => cmd::rollout::run(context, args).await,
+        Command::Simulate(args) => cmd::simulate::run(context, args).await,
         Command::Why(args) => cmd::why::run(context, args).await,
     }
 }

@@ -19,6 +19,7 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod release;
 pub(crate) mod rollout;
+pub(crate) mod simulate;
 pub(crate) mod token;
 pub(crate) mod verify;
 pub(crate) mod why;

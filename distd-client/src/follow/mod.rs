@@ -18,6 +18,7 @@ mod programs;
 mod recover;
 mod reports;
 mod restart;
+mod simulated;
 mod slots;
 mod step;
 
@@ -45,6 +46,8 @@ use self::directory::Directory;
 use self::place::Place;
 use self::reports::Reporter;
 use self::restart::BootId;
+use self::simulated::SimulatedPlace;
+pub use self::simulated::{Simulated, SimulatedState, follow_simulated};
 use self::slots::Slots;
 use self::step::Step;
 use crate::config::Settings;
@@ -62,6 +65,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(distd_core::fleet::state::REP
 /// Settings of the place of a channel's releases.
 #[derive(Clone, Debug)]
 enum PlaceSettings {
+    /// None: the device installs nothing.
+    Simulated(Simulated),
     /// Directory with `releases/VERSION` and the link `current`.
     Directory {
         directory: PathBuf,
@@ -246,6 +251,9 @@ impl Follower {
                 .next("stop that process, or give this one a state directory of its own")
         })?;
         let place = match &request.place {
+            PlaceSettings::Simulated(device) => {
+                Place::Simulated(SimulatedPlace::new(device.clone(), &request.data))
+            }
             PlaceSettings::Directory { directory, keep } => {
                 Place::Directory(Directory::open(directory, *keep)?)
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use distd_core::names::Name;
 
 use super::directory::Directory;
+use super::simulated::SimulatedPlace;
 use super::slots::Slots;
 use crate::pull::version_at;
 
@@ -14,6 +15,8 @@ pub(super) enum Place {
     Directory(Directory),
     /// Two slots that the system is started from.
     Slots(Slots),
+    /// None: the device installs nothing.
+    Simulated(SimulatedPlace),
 }
 
 /// Result of making a release the next one.
@@ -34,6 +37,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.current(),
             Self::Slots(slots) => Ok(slots.running()),
+            Self::Simulated(place) => place.running(),
         }
     }
 
@@ -42,6 +46,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.release(version),
             Self::Slots(slots) => slots.other().device.clone(),
+            Self::Simulated(place) => place.path().to_owned(),
         }
     }
 
@@ -50,6 +55,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.release(version),
             Self::Slots(slots) => slots.device_of(version).unwrap_or(&slots.other().device).to_owned(),
+            Self::Simulated(place) => place.path().to_owned(),
         }
     }
 
@@ -58,6 +64,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.link(),
             Self::Slots(slots) => slots.booted().device.clone(),
+            Self::Simulated(place) => place.path().to_owned(),
         }
     }
 
@@ -67,6 +74,7 @@ impl Place {
             Self::Directory(directory) if !directory.has(version) => return false,
             Self::Directory(directory) => directory.release(version),
             Self::Slots(slots) => slots.other().device.clone(),
+            Self::Simulated(_) => return false,
         };
         version_at(data, &at, product).as_ref() == Some(version)
     }
@@ -76,13 +84,14 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.others(target),
             Self::Slots(slots) => vec![slots.booted().device.clone()],
+            Self::Simulated(_) => Vec::new(),
         }
     }
 
     /// Name of the slot to which a release is written; `None` in a directory.
     pub(super) fn target_slot(&self) -> Option<&Name> {
         match self {
-            Self::Directory(_) => None,
+            Self::Directory(_) | Self::Simulated(_) => None,
             Self::Slots(slots) => Some(&slots.other().name),
         }
     }
@@ -90,7 +99,7 @@ impl Place {
     /// Name of the slot that runs; `None` in a directory.
     pub(super) fn booted_slot(&self) -> Option<&Name> {
         match self {
-            Self::Directory(_) => None,
+            Self::Directory(_) | Self::Simulated(_) => None,
             Self::Slots(slots) => Some(&slots.booted().name),
         }
     }
@@ -101,7 +110,7 @@ impl Place {
     /// When that cannot be made sure of.
     pub(super) async fn protect(&self) -> anyhow::Result<()> {
         match self {
-            Self::Directory(_) => Ok(()),
+            Self::Directory(_) | Self::Simulated(_) => Ok(()),
             Self::Slots(slots) => slots.protect().await,
         }
     }
@@ -114,6 +123,7 @@ impl Place {
         match self {
             Self::Directory(directory) => directory.activate(version).map(|()| Activated::Now),
             Self::Slots(slots) => slots.try_once(version).await.map(|()| Activated::AfterRestart),
+            Self::Simulated(place) => place.run(Some(version)).map(|()| Activated::Now),
         }
     }
 
@@ -123,7 +133,7 @@ impl Place {
     /// When it could not be; it then runs until the next restart.
     pub(super) async fn confirm(&self) -> anyhow::Result<()> {
         match self {
-            Self::Directory(_) => Ok(()),
+            Self::Directory(_) | Self::Simulated(_) => Ok(()),
             Self::Slots(slots) => slots.confirm().await,
         }
     }
@@ -135,7 +145,7 @@ impl Place {
     /// When the boot loader cannot be told.
     pub(super) async fn refresh(&self) -> anyhow::Result<()> {
         match self {
-            Self::Directory(_) => Ok(()),
+            Self::Directory(_) | Self::Simulated(_) => Ok(()),
             Self::Slots(slots) => slots.refresh().await,
         }
     }
@@ -155,6 +165,7 @@ impl Place {
                 Ok(Activated::Now)
             }
             Self::Slots(slots) => slots.leave().await.map(|()| Activated::AfterRestart),
+            Self::Simulated(place) => place.run(from).map(|()| Activated::Now),
         }
     }
 
@@ -164,7 +175,7 @@ impl Place {
     /// When the boot loader cannot be asked.
     pub(super) async fn is_unconfirmed(&self) -> anyhow::Result<bool> {
         match self {
-            Self::Directory(_) => Ok(false),
+            Self::Directory(_) | Self::Simulated(_) => Ok(false),
             Self::Slots(slots) => slots.is_unconfirmed().await,
         }
     }

@@ -19,6 +19,7 @@ use super::place::{Activated, Place};
 use super::recover::CUT_OFF_MAX;
 use super::reports::Reporter;
 use super::restart::{BootId, Restarter};
+use super::simulated::SimulatedState;
 use super::{FollowRequest, PlaceSettings};
 use crate::disk::path::ArtifactPath;
 use crate::disk::side;
@@ -106,7 +107,7 @@ impl Step {
         let journal = Journal::load(&request.data);
         let failures = failures::load(&request.data);
         let (tries, reboot) = match &request.place {
-            PlaceSettings::Directory { .. } => (1, ""),
+            PlaceSettings::Directory { .. } | PlaceSettings::Simulated(_) => (1, ""),
             PlaceSettings::Slots { tries, reboot, .. } => (*tries, reboot.as_str()),
         };
         let (restarter, boot) = (Restarter::new(reboot), BootId::current());
@@ -190,6 +191,13 @@ impl Step {
             manifest,
             held: self.held,
         };
+        if let Place::Simulated(place) = &self.place {
+            *place.device.state() = SimulatedState {
+                version: running.version.clone(),
+                attempt: self.journal.last().map(|entry| entry.attempt.state),
+                held: self.held,
+            };
+        }
         self.reporter.send(running, &mut self.journal).await;
     }
 
@@ -274,12 +282,21 @@ impl Step {
         self.place.protect().await?;
         let out = self.place.target(version);
         let request = self.pull_request(Some((&out, version)))?;
-        let pulled = pull(&request, Arc::new(Ignored)).await;
+        let pulled = self.get(&request).await;
         // A pull that ended well has recorded the release as the channel's latest here.
         self.remember_release(self.place.running()?).await?;
         pulled?;
         tracing::info!(%version, "fetched; it is installed later");
         Ok(())
+    }
+
+    /// Fetches a release; returns its bytes by source.
+    async fn get(&self, request: &PullRequest) -> anyhow::Result<SourceBytes> {
+        if let Place::Simulated(place) = &self.place {
+            tokio::time::sleep(place.device.fetch).await;
+            return Ok(SourceBytes::default());
+        }
+        Ok(pull(request, Arc::new(Ignored)).await?.source_bytes())
     }
 
     /// Ends an attempt that is under way without a result: the device is to run another release by
@@ -322,8 +339,8 @@ impl Step {
         let request = self.pull_request(Some((&out, version)))?;
         // A clock that was set back must not make the attempt longer than its time-out.
         let left = Duration::from_secs(deadline.saturating_sub(unix_now().max(began)));
-        let pulled = match tokio::time::timeout(left, pull(&request, Arc::new(Ignored))).await {
-            Ok(Ok(outcome)) => outcome,
+        let bytes = match tokio::time::timeout(left, self.get(&request)).await {
+            Ok(Ok(bytes)) => bytes,
             Ok(Err(error)) => match kind_of(&error) {
                 None if unix_now() < deadline => return Err(error),
                 None => return self.fail(version, FailureKind::Network, text(&error)).await,
@@ -334,7 +351,6 @@ impl Step {
                 return self.fail(version, FailureKind::Timeout, detail).await;
             }
         };
-        let bytes = pulled.source_bytes();
         let fetched = |entry: &mut Entry| {
             let known = entry.attempt.bytes;
             // A pull that continues one that was cut off counts from there.
@@ -529,6 +545,12 @@ impl Step {
     /// [`HookError`].
     pub(super) async fn run(&self, hook: Hook, version: Option<&Name>) -> anyhow::Result<()> {
         let from = version.and_then(|version| self.release_before(version));
+        if let Place::Simulated(place) = &self.place {
+            return match (hook, version) {
+                (Hook::Health, Some(version)) => place.check(version, from.is_none()).await,
+                _ => Ok(()),
+            };
+        }
         let slot = match hook {
             Hook::Health => self.place.booted_slot(),
             Hook::Consent | Hook::Activate | Hook::RolledBack => self.place.target_slot(),
