@@ -607,3 +607,40 @@ fn a_rollout_waits_for_consent_and_windows_unless_it_is_forced() {
         );
     }
 }
+
+#[test]
+fn a_channel_may_want_the_approval_of_a_second_token() {
+    let lab = Lab::start();
+    release(&lab, "1");
+    release(&lab, "2");
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let fleet = Fleet::start(&lab, None, 1);
+    wait_until("the device runs and reports release 1", || reporting(&lab, "1") == 1);
+    ok(&lab, &["channel", "approval", FOLLOWED, "on"]);
+    assert_eq!(ok(&lab, &["channel", "show", FOLLOWED])["approval"], true);
+    // Nothing leads around it.
+    for around in [&["channel", "set", FOLLOWED, "2"][..], &["channel", "rm", FOLLOWED]] {
+        let refused = lab.admin(around);
+        assert!(refused.code == 5 && refused.stderr.contains("second token"), "{}", refused.stderr);
+    }
+    let begun = ok(&lab, &["rollout", "start", FOLLOWED, "2", "--waves", "100%", "--soak", "1s"]);
+    assert_eq!((&begun["waits_for"], &begun["rollout"]["approval"]), (&"approval".into(), &"wanted".into()));
+    let own = lab.admin(&["rollout", "approve", FOLLOWED]);
+    assert!(own.code == 4 && own.stderr.contains("another one approves"), "{}", own.stderr);
+    // The origin takes a step each 5 seconds.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!((open_waves(&status(&lab)), current(&lab, "device-0")), (0, "1".to_owned()));
+
+    let token = ok(&lab, &["token", "create", "--label", "second", "--scope", "channel,read"]);
+    let mut second = lab.command("admin");
+    second.env("DISTD_TOKEN", token["token"].as_str().expect("a token"));
+    let approved =
+        second.args(["rollout", "approve", FOLLOWED, "--reason", "tested"]).output().expect("run distd");
+    assert!(approved.status.success(), "{}", String::from_utf8_lossy(&approved.stderr));
+    let ended = wait_for_state(&lab, "complete");
+    assert_eq!(
+        (&ended["events"][1]["event"], &ended["events"][1]["label"]),
+        (&"approved".into(), &"second".into())
+    );
+    assert_eq!(fleet.running(&lab, "2").len(), 1);
+}

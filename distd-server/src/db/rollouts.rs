@@ -9,7 +9,7 @@
 //! Table `rollout_events`: every change, with its token or the origin.
 
 pub use distd_core::api::RolloutStage;
-use distd_core::api::Word;
+use distd_core::api::{Approval, Word};
 use distd_core::fleet::rollout::{Gate, Policy, RolloutId, Threshold};
 use distd_core::names::Name;
 use serde_json::json;
@@ -19,7 +19,7 @@ use sqlx::{Any, Executor, Transaction};
 use super::audit::{Actor, append};
 use super::moves::{self, MoveBy};
 use super::row::{Columns, impossible, signed};
-use super::{Db, DbError, UnixSeconds, failed, releases};
+use super::{Db, DbError, UnixSeconds, approvals, failed, releases};
 
 /// Condition on the state of a rollout that has not ended.
 pub(super) const UNDER_WAY: &str = "state IN ('open', 'paused', 'halted')";
@@ -43,6 +43,8 @@ pub struct RolloutRow {
     pub reason: String,
     /// Its policy.
     pub policy: Policy,
+    /// Whether it waits for the approval of a second token.
+    pub approval: Approval,
     /// Failures in open waves when it was last resumed after a halt.
     pub forgiven: u64,
     /// Time of its begin.
@@ -108,8 +110,8 @@ pub enum BeginRollout {
 }
 
 const COLUMNS: &str = "id, product, channel, version, from_version, state, reason, waves, soak, success, halt_on, \
-                       attempts, timeout, after_halt, not_before, selector, requires, patch_wait, conditions, forgiven, \
-                       created, updated";
+                       attempts, timeout, after_halt, not_before, selector, requires, patch_wait, conditions, approval, \
+                       forgiven, created, updated";
 
 fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
     Ok(RolloutRow {
@@ -140,6 +142,7 @@ fn read(row: &AnyRow) -> Result<RolloutRow, sqlx::Error> {
             conditions: serde_json::from_str(&row.text("conditions")?)
                 .map_err(|_| impossible("conditions"))?,
         },
+        approval: row.parsed("approval")?,
         forgiven: row.number("forgiven")?,
         created: row.time("created")?,
         updated: row.time("updated")?,
@@ -156,7 +159,7 @@ fn names(text: &str) -> Result<Vec<Name>, sqlx::Error> {
 }
 
 /// Adds a change to the events and to the audit log.
-async fn add_event(
+pub(super) async fn add_event(
     tx: &mut Transaction<'static, Any>,
     id: &RolloutId,
     (event, detail): (&str, &str),
@@ -306,6 +309,7 @@ impl Db {
                 .await
                 .map_err(failed(what))?;
         }
+        let approval = approvals::want(&mut tx, id, product, channel).await.map_err(failed(what))?;
         let detail = format!("{from} to {version}, waves {}", policy.waves);
         add_event(&mut tx, id, ("started", &detail), by, now).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
@@ -318,6 +322,7 @@ impl Db {
             stage: RolloutStage::Open,
             reason: String::new(),
             policy: (*policy).clone(),
+            approval,
             forgiven: 0,
             created: now,
             updated: now,

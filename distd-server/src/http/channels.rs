@@ -6,19 +6,20 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
-    CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
+    CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelApproval, ChannelChange, ChannelHistory, ChannelList,
+    Move,
 };
 use distd_core::names::Name;
 use serde::Deserialize;
 
-use super::auth::{Caller, ToMoveChannels, ToRead};
+use super::auth::{Caller, ToAdminister, ToMoveChannels, ToRead};
 use super::body::{JsonBody, PathParams, QueryParams};
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, show, put, remove, history]
+    routes![list, show, put, remove, history, approval]
 }
 
 /// Page of a channel's history.
@@ -32,8 +33,9 @@ pub(super) struct Page {
     limit: Option<u32>,
 }
 
-fn channel((row, release): (ChannelRow, ReleaseRow)) -> Channel {
-    Channel {
+async fn channel(app: &App, (row, release): (ChannelRow, ReleaseRow)) -> Result<Channel, ApiError> {
+    let approval = app.origin.db().needs_approval(&row.product, &row.channel).await?;
+    Ok(Channel {
         product: row.product.to_string(),
         channel: row.channel.to_string(),
         version: row.version.to_string(),
@@ -41,14 +43,15 @@ fn channel((row, release): (ChannelRow, ReleaseRow)) -> Channel {
         counter: row.counter,
         updated: row.updated,
         downgrade_from: row.downgrade_from,
-    }
+        approval,
+    })
 }
 
 async fn with_release(app: &App, row: ChannelRow) -> Result<Channel, ApiError> {
     let release = app.origin.db().release(&row.product, &row.version).await?;
     let release =
         release.ok_or_else(|| ApiError::internal("a channel points to a release that does not exist"))?;
-    Ok(channel((row, release)))
+    channel(app, (row, release)).await
 }
 
 /// Lists a product's channels.
@@ -157,7 +160,25 @@ pub(super) async fn put(
         tracing::info!(%product, channel = %name, %version, counter, downgrade, by, token, "channel set");
         Ok(moved)
     });
-    Ok(Json(channel(moved.await?)))
+    let moved = moved.await?;
+    Ok(Json(channel(&app, moved).await?))
+}
+
+/// Has the rollouts of a channel wait for the approval of a second token, from the next one on. The
+/// channel is then neither set nor removed by hand.
+#[utoipa::path(put, path = "/v1/products/{product}/channels/{channel}/approval", tag = "channels",
+    params(("product" = String, Path), ("channel" = String, Path)), request_body = ChannelApproval,
+    responses((status = 200, body = ChannelApproval)), security(("token" = ["admin"])))]
+pub(super) async fn approval(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToAdminister>,
+    PathParams((product, name)): PathParams<(Name, Name)>,
+    JsonBody(wanted): JsonBody<ChannelApproval>,
+) -> Result<Json<ChannelApproval>, ApiError> {
+    products::find(&app, &product).await?;
+    caller.db(&app).set_approval(&product, &name, wanted.wanted).await?;
+    tracing::info!(%product, channel = %name, wanted = wanted.wanted, by = caller.row.label, "approval set");
+    Ok(Json(wanted))
 }
 
 /// Removes a channel. Devices that follow it no longer find it.

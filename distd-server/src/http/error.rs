@@ -325,6 +325,9 @@ impl From<SetChannelError> for ApiError {
                     "to send devices back to it, repeat the request with \"downgrade\": true and a token that has the scope \"downgrade\"",
                 )
             }
+            error @ SetChannelError::NeedsApproval { .. } => {
+                Self::conflict(error.to_string(), NEEDS_APPROVAL)
+            }
             SetChannelError::RolloutUnderWay { product, channel, version } => Self::conflict(
                 format!("a rollout of {product}@{version} to {product}:{channel} is under way"),
                 "wait for the rollout's end; or halt it first, or roll it back",
@@ -333,6 +336,9 @@ impl From<SetChannelError> for ApiError {
         }
     }
 }
+
+/// Advice about a channel that is neither set nor removed by hand.
+const NEEDS_APPROVAL: &str = "begin a rollout and have it approved, or let an administrator end that: PUT …/approval, \"wanted\": false";
 
 impl From<RolloutError> for ApiError {
     fn from(error: RolloutError) -> Self {
@@ -358,6 +364,15 @@ impl From<RolloutError> for ApiError {
                 "check the selector, if there is one; let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
                  or point the channel to the release without waves",
             ),
+            RolloutError::NoApproval => {
+                Self::conflict(text, "PUT …/approval has the next rollouts of the channel wait for one")
+            }
+            RolloutError::SameToken => Self::new(
+                StatusCode::FORBIDDEN,
+                code::FORBIDDEN,
+                text,
+                "have somebody with another token approve it",
+            ),
             RolloutError::Stage { .. } => Self::conflict(text, "look at the rollout with GET …/rollout"),
             RolloutError::Policy(_) => Self::bad_request(text, "correct the policy of the rollout"),
             error @ (RolloutError::Owner(_) | RolloutError::Db(_) | RolloutError::Publish(_)) => {
@@ -379,6 +394,7 @@ impl From<WithdrawError> for ApiError {
                     "first point each of these channels to another version, or remove it",
                 )
             }
+            error @ WithdrawError::NeedsApproval { .. } => Self::conflict(error.to_string(), NEEDS_APPROVAL),
             error => Self::internal(error),
         }
     }

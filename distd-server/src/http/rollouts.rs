@@ -52,6 +52,7 @@ fn rollout(row: &RolloutRow) -> Rollout {
         requires: policy.requires.iter().map(ToString::to_string).collect(),
         patch_wait: policy.patch_wait,
         conditions: policy.conditions.clone(),
+        approval: row.approval.into(),
         created: row.created,
         updated: row.updated,
     }

@@ -46,6 +46,14 @@ pub enum SetChannelError {
         /// The version that the rollout leads to.
         version: Name,
     },
+    /// Releases come to the channel by rollouts that a second token approves.
+    #[error("releases come to {product}:{channel} by rollouts that a second token approves")]
+    NeedsApproval {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -144,6 +152,13 @@ impl Origin {
         let now = unix_now();
         let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
         self.check_no_rollout(product, channel).await?;
+        // A channel that does not exist yet has no devices, and a rollout needs it.
+        if self.db.needs_approval(product, channel).await?
+            && self.db.channel(product, channel).await?.is_some_and(|row| row.version != *version)
+        {
+            let (product, channel) = (product.clone(), channel.clone());
+            return Err(SetChannelError::NeedsApproval { product, channel });
+        }
         let (row, before) = match self.db.set_channel(wanted, by, signed(now)).await? {
             SetChannelOutcome::Set { row, from } => (row, from),
             SetChannelOutcome::Unchanged(row) => (row.clone(), Some(row.version)),

@@ -37,6 +37,14 @@ pub enum WithdrawError {
         /// The channels.
         channels: Vec<Name>,
     },
+    /// Releases come to the channel by rollouts that a second token approves.
+    #[error("releases come to {product}:{channel} by rollouts that a second token approves")]
+    NeedsApproval {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -150,6 +158,10 @@ impl Origin {
         let _turn = self.publishing.lock().await;
         if self.db.channel(product, channel).await?.is_none() {
             return Ok(false);
+        }
+        if self.db.needs_approval(product, channel).await? {
+            let (product, channel) = (product.clone(), channel.clone());
+            return Err(WithdrawError::NeedsApproval { product, channel });
         }
         self.end_rollout(product, channel, "the channel was removed", by).await?;
         // The channel leaves the signed list first: if the row stays, the next start lists the

@@ -107,6 +107,9 @@ async fn each_request_that_changes_something_leaves_an_entry() {
     let (route, path) = ("/v1/products/{product}/releases/{version}", "/v1/products/os/releases/2");
     log.call("DELETE", route, path, None, "release.withdraw").await;
 
+    let (route, path) = ("/v1/products/{product}/channels/{channel}/approval", format!("{stable}/approval"));
+    log.call("PUT", route, &path, Some(json!({"wanted": true})), "channel.approval").await;
+
     // Nodes.
     let one = format!("/v1/nodes/{}", id(1));
     let (labels, pin) = ("/v1/nodes/{id}/labels", "/v1/nodes/{id}/pins/{product}");

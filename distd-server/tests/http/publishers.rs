@@ -29,7 +29,7 @@ const OPEN: [&str; 7] =
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 37] = [
+const RESTRICTED: [(&str, &str, &str); 38] = [
     ("GET", "/v1/audit", "admin"),
     ("GET", "/v1/fleet", "admin"),
     ("GET", "/v1/fleet/nodes", "admin"),
@@ -53,6 +53,7 @@ const RESTRICTED: [(&str, &str, &str); 37] = [
     ("POST", "/v1/products", "publish"),
     ("DELETE", "/v1/products/{product}/channels/{channel}", "channel"),
     ("PUT", "/v1/products/{product}/channels/{channel}", "channel"),
+    ("PUT", "/v1/products/{product}/channels/{channel}/approval", "admin"),
     ("POST", "/v1/products/{product}/channels/{channel}/rollout", "channel"),
     ("POST", "/v1/products/{product}/channels/{channel}/rollouts", "channel"),
     ("DELETE", "/v1/products/{product}/releases/{version}", "publish"),
@@ -165,6 +166,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
                     json!({"version": "1"}).to_string()
                 }
                 path if path.ends_with("/rollout") => json!({"order": "halt"}).to_string(),
+                path if path.ends_with("/approval") => json!({"wanted": true}).to_string(),
                 path if path.ends_with("/patches") => "{}".to_owned(),
                 _ => String::new(),
             };

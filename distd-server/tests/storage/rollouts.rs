@@ -1,6 +1,7 @@
 //! Rollouts and reports in the database.
 
 use distd_core::NodeId;
+use distd_core::api::Approval;
 use distd_core::fleet::report::{
     Attempt, AttemptState, FailureKind, FailureNote, Report, Running, SourceBytes,
 };
@@ -9,7 +10,8 @@ use distd_core::fleet::rollout::{
 };
 use distd_core::names::Name;
 use distd_server::db::{
-    BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage, TurnAsker,
+    ApproveRollout, BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage,
+    TurnAsker,
 };
 
 use super::*;
@@ -313,5 +315,31 @@ on_every_back_end! {
         assert!(!ask(&d, "3", 11).await, "three have begun within the period");
         assert!(!ask(&d, "2", 1004).await, "the one of its group is silent");
         assert!(ask(&d, "3", 1004).await);
+    }
+
+    async fn a_rollout_is_approved_by_another_token_than_the_one_that_began_it(world: World) {
+        realm(world).await;
+        let (os, stable) = (name("os"), name("stable"));
+        world.db.set_approval(&os, &stable, true).await.expect("set");
+        assert!(world.db.needs_approval(&os, &stable).await.expect("asked"));
+        let row = begun(world, 1, "3").await;
+        assert_eq!(row.approval, Approval::Wanted);
+        let approve = async |row: &RolloutRow, by: &MoveBy| {
+            world.db.approve_rollout(row, "seen", by, NOW + 1).await.expect("asked")
+        };
+        assert_eq!(approve(&row, &by()).await, ApproveRollout::SameToken);
+        let other = MoveBy { token: "cd".into(), label: "you".into() };
+        assert_eq!(approve(&row, &other).await, ApproveRollout::Approved);
+        let row = world.db.rollout(&row.id).await.expect("asked").expect("the rollout");
+        assert_eq!(row.approval, Approval::Given);
+        assert_eq!(approve(&row, &by()).await, ApproveRollout::Approved, "it is already");
+        let events = world.db.rollout_events(&row.id).await.expect("listed");
+        let approved = events.last().expect("an event");
+        assert_eq!((approved.event.as_str(), &approved.by), ("approved", &other));
+        // The wish ends for the next rollout.
+        world.db.set_approval(&os, &stable, false).await.expect("set");
+        assert!(world.db.set_rollout_stage(&row, RolloutStage::Superseded, "", &by(), NOW).await.expect("set"));
+        let next = begun(world, 2, "3").await;
+        assert_eq!((next.approval, approve(&next, &other).await), (Approval::None, ApproveRollout::NotWanted));
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use distd_core::NodeId;
-use distd_core::api::RolloutVerb;
+use distd_core::api::{Approval, RolloutVerb};
 use distd_core::error::Chain;
 use distd_core::fleet::rollout::{
     AfterHalt, Policy, PolicyError, RolloutDoc, RolloutId, RolloutState, Step, Threshold, WaveCounts,
@@ -22,8 +22,8 @@ use distd_peer::trust::tuf::ChannelDoc;
 use self::devices::{Chosen, commonest, count};
 use super::{Origin, OwnerError, SetChannelError, signed};
 use crate::db::{
-    BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout, PatchSetState, RolloutRow,
-    RolloutStage, SetChannelOutcome, WaveRow,
+    ApproveRollout, BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout,
+    PatchSetState, RolloutRow, RolloutStage, SetChannelOutcome, WaveRow,
 };
 use crate::tuf::PublishError;
 
@@ -102,6 +102,12 @@ pub enum RolloutError {
         /// The channel.
         channel: Name,
     },
+    /// The rollout waits for no approval.
+    #[error("the rollout waits for no approval")]
+    NoApproval,
+    /// The token that began the rollout cannot approve it.
+    #[error("this token began the rollout, and another one approves it")]
+    SameToken,
     /// The rollout is in a state that the order does not fit.
     #[error("the rollout is {}, so it cannot be {order}", stage.as_str())]
     Stage {
@@ -295,6 +301,9 @@ impl Origin {
         if row.stage != RolloutStage::Open || status.waves.iter().any(|wave| wave.row.opened.is_some()) {
             return Ok(None);
         }
+        if row.approval == Approval::Wanted {
+            return Ok(Some("approval"));
+        }
         if row.policy.not_before.is_some_and(|time| unix_now() < time) {
             return Ok(Some("time"));
         }
@@ -319,6 +328,17 @@ impl Origin {
         let none = || RolloutError::NoneUnderWay { product: product.clone(), channel: channel.clone() };
         let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
         let (from, to, participle): (&[RolloutStage], RolloutStage, &'static str) = match order {
+            RolloutVerb::Approve => {
+                match self.db.approve_rollout(&row, reason, by, signed(unix_now())).await? {
+                    ApproveRollout::Approved => {}
+                    ApproveRollout::NotWanted => return Err(RolloutError::NoApproval),
+                    ApproveRollout::SameToken => return Err(RolloutError::SameToken),
+                }
+                drop(turn);
+                self.rollouts_due.notify_one();
+                let row = self.db.rollout(&row.id).await?.unwrap_or(row);
+                return Ok(self.rollout_status(&row).await?);
+            }
             RolloutVerb::Pause => (&[RolloutStage::Open], RolloutStage::Paused, "paused"),
             RolloutVerb::Resume => {
                 (&[RolloutStage::Paused, RolloutStage::Halted], RolloutStage::Open, "resumed")
@@ -540,7 +560,7 @@ impl Origin {
         let Some(row) = self.db.rollout(&row.id).await?.filter(|row| row.stage == RolloutStage::Open) else {
             return Ok(());
         };
-        if row.policy.not_before.is_some_and(|time| now < time) {
+        if row.approval == Approval::Wanted || row.policy.not_before.is_some_and(|time| now < time) {
             return Ok(());
         }
         // The end was cut off after the channel had moved.

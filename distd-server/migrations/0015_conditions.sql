@@ -18,3 +18,13 @@ CREATE TABLE rollout_turns (
 );
 CREATE INDEX rollout_turns_under_way ON rollout_turns (rollout, is_over, of_group);
 CREATE INDEX rollout_turns_granted ON rollout_turns (rollout, granted);
+
+-- Channels whose rollouts a second token approves before their first wave opens. A channel that is removed keeps it.
+CREATE TABLE channel_approvals (
+    product TEXT NOT NULL,
+    channel TEXT NOT NULL,
+    PRIMARY KEY (product, channel)
+);
+
+-- Whether the rollout waits for an approval: 'none' is needed, one is 'wanted', or 'given'.
+ALTER TABLE rollouts ADD COLUMN approval TEXT NOT NULL DEFAULT 'none';
