@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
-use distd_core::fleet::rollout::{Held, RolloutDoc};
+use distd_core::fleet::rollout::{Held, RolloutDoc, RolloutId};
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
@@ -95,7 +95,7 @@ async fn open(request: &PullRequest) -> anyhow::Result<Session> {
         tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
     }
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-    Session::open(&request.data, parents, &request.sharing, outbound).await
+    Session::open(&request.data, parents, &request.sharing, outbound, request.news.clone()).await
 }
 
 /// Resolves the wanted release.
@@ -140,6 +140,8 @@ pub struct Look {
     pub manifest: ManifestId,
     /// Document of the channel's rollout, if the release is the one that it leads to.
     pub rollout: Option<RolloutDoc>,
+    /// Rollout of the channel, and the counter of the channel in that document.
+    pub document: Option<(RolloutId, u64)>,
     /// Why the release is not that of the channel's rollout.
     pub held: Option<Held>,
     /// Whether the device has a later release and may not go back to this one.
@@ -161,7 +163,9 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         Err(error) if cause_of::<Refused>(&error).is_some() => true,
         Err(error) => return Err(error),
     };
+    let document = resolved.channel.as_ref().and_then(|doc| Some((doc.rollout.as_ref()?.id, doc.counter)));
     Ok(Look {
+        document,
         version: resolved.version,
         manifest: resolved.manifest,
         rollout: resolved
