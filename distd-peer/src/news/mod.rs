@@ -131,7 +131,7 @@ impl Newsroom {
     /// Rollout, counter and bytes of each notice.
     pub fn notices(&self) -> Vec<(RolloutId, u64, Bytes)> {
         let state = self.state();
-        let all = state.signed.iter().filter(|_| true);
+        let all = state.signed.iter();
         all.map(|(rollout, (counter, bytes))| (*rollout, *counter, bytes.clone())).collect()
     }
 

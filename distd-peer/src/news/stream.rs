@@ -69,6 +69,14 @@ impl NewsLink {
         self.writer.flush().await
     }
 
+    /// Sends the bytes of one notice, whatever they are.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub async fn send(&mut self, notice: Bytes) -> Result<(), WireError> {
+        self.writer.send(&Frame::Halt(HaltBody(notice))).await
+    }
+
     /// Waits for the next news; `None` when the peer ended the stream.
     ///
     /// # Errors
