@@ -196,8 +196,12 @@ impl Newsroom {
         self.state().callers.iter().rev().cloned().collect()
     }
 
+    fn wants_neighbours(&self) -> bool {
+        self.state().news.wants_neighbours(monotonic_now())
+    }
+
     fn poll_tell(&self, neighbours: &[NodeId]) -> Option<NodeId> {
-        self.state().news.poll_tell(neighbours)
+        self.state().news.poll_tell(monotonic_now(), neighbours)
     }
 
     fn poll_exchange(&self, neighbours: &[NodeId]) -> Option<NodeId> {
@@ -211,8 +215,9 @@ impl Newsroom {
 
     /// Waits until the machine may have something to do: news, the end of a telling, or a time.
     async fn something_due(&self) {
-        let due = self.state().news.poll_timeout();
-        let wait = due.map_or(Duration::from_secs(3600), |due| due.since(monotonic_now()));
+        let now = monotonic_now();
+        let due = self.state().news.poll_timeout(now);
+        let wait = due.map_or(Duration::from_secs(3600), |due| due.since(now));
         tokio::select! {
             () = self.due.notified() => {}
             () = tokio::time::sleep(wait) => {}

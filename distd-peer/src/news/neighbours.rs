@@ -27,7 +27,8 @@ pub async fn spread(neighbourhood: Arc<Neighbourhood>, room: Arc<Newsroom>, tell
         if room.poll_look() {
             look();
         }
-        let known = if tells { known(&neighbourhood, &room) } else { BTreeMap::new() };
+        let wants = tells && room.wants_neighbours();
+        let known = if wants { known(&neighbourhood, &room) } else { BTreeMap::new() };
         let nodes: Vec<NodeId> = known.keys().copied().collect();
         // An exchange is a telling that counts for nothing.
         let exchange = room.poll_exchange(&nodes);
