@@ -2,10 +2,10 @@
 //! newer metadata (docs/protocol.md, "News").
 //!
 //! Between neighbours a notice spreads as a rumour (Demers et al., "Epidemic algorithms for
-//! replicated database maintenance", 1987, section 1.4): a node that hears news tells ten neighbours
-//! at random, once. While the parents
-//! are away, nodes also exchange all notices in pairs now and then (anti-entropy in that paper), so
-//! that a node which was off or cut off learns them too.
+//! replicated database maintenance", 1987, section 1.4): a node that hears news tells ten
+//! neighbours at random, once. While the parents are away, nodes also exchange all notices in pairs
+//! now and then (anti-entropy in that paper), so that a node which was off or cut off learns them
+//! too.
 //!
 //! Pure: the caller verifies notices, opens the connections, and passes the time.
 
@@ -219,8 +219,8 @@ impl News {
         self.notices.values()
     }
 
-    /// Whether [`Self::poll_tell`] or [`Self::poll_exchange`] may choose a neighbour at `now`, and is
-    /// to be given a list of them.
+    /// Whether [`Self::poll_tell`] or [`Self::poll_exchange`] may choose a neighbour at `now`, and
+    /// is to be given a list of them.
     pub fn wants_neighbours(&self, now: Timestamp) -> bool {
         self.rumour.is_some() || self.exchange.is_some_and(|due| due <= now)
     }

@@ -197,8 +197,8 @@ impl Link {
         Ok((writer, FrameReader::new(recv, self.meter.clone(), STALL)))
     }
 
-    /// Opens a stream on which frames may be far apart in time. The connection's own idle timeout is
-    /// the bound.
+    /// Opens a stream on which frames may be far apart in time. The connection's own idle timeout
+    /// is the bound.
     pub(crate) async fn open_lasting(
         &self,
         kind: StreamKind,

@@ -238,8 +238,8 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     }
 }
 
-/// Fetches metadata that a parent announces, and announces it to the nodes below, for as long as the
-/// relay runs.
+/// Fetches metadata that a parent announces, and announces it to the nodes below, for as long as
+/// the relay runs.
 async fn pass_versions_on(relay: Arc<Relay>, room: Arc<Newsroom>) {
     let mut heard = room.heard();
     // The sender lives as long as `room`.

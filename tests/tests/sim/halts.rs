@@ -84,8 +84,8 @@ fn no_device_of_100_000_is_beyond_its_wave_and_a_halt_reaches_a_site_in_two_seco
         assert!(spread.slowest <= Duration::from_secs(2), "{spread:?}");
         assert!(spread.tells_max <= 24 && spread.tells_mean < 12.0, "{spread:?}");
     }
-    // Parts of sites that were cut off learn it from their neighbours when they are connected again,
-    // with the origin still dead.
+    // Parts of sites that were cut off learn it from their neighbours when they are connected
+    // again, with the origin still dead.
     let cut_off = fleet.unaware();
     fleet.split_sites(0);
     fleet.start_exchanges();
