@@ -26,6 +26,7 @@
 //! - [`rates`]: rates that a node may use of its link.
 //! - [`trust`]: keys, certificates, enrolment bodies, peer records and TUF metadata; [`enrollment`]
 //!   obtains and renews the certificate.
+//! - [`news`]: what a node is told without asking: rollouts that stand still, newer metadata.
 //! - [`capabilities`]: the capabilities of this node, and the check of those of others.
 //!
 //! Process:
@@ -44,6 +45,7 @@ pub mod mdns;
 pub mod metrics;
 pub mod neighbours;
 pub mod net;
+pub mod news;
 pub mod parents;
 pub mod process;
 pub mod quarantine;

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::clock::{monotonic_now, unix_now};
 use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
+use crate::news::Newsroom;
 use crate::quarantine::Quarantine;
 use crate::serve::Sites;
 use crate::trust::files;
@@ -66,6 +67,8 @@ pub struct Neighbours {
     pub sites: Arc<Sites>,
     /// File with the neighbours reached in earlier sessions.
     pub remembered: PathBuf,
+    /// News of this device, which travels on the control streams of swarms too.
+    pub news: Option<Arc<Newsroom>>,
     /// Whether an address may be dialled.
     pub allowed: Box<dyn Fn(SocketAddr) -> bool + Send + Sync>,
 }
@@ -153,6 +156,11 @@ impl Neighbourhood {
         self.signer.sign(own.into_iter().collect()).map_err(NeighbourError::Record)
     }
 
+    /// News of this device.
+    pub(crate) fn news(&self) -> Option<&Arc<Newsroom>> {
+        self.settings.news.as_ref()
+    }
+
     /// How long a record of this node is valid, seconds.
     pub fn record_seconds(&self) -> u64 {
         self.signer.seconds()
@@ -186,6 +194,12 @@ impl Neighbourhood {
         let mut known = self.remembered.list(unix_now());
         known.retain(|neighbour| self.is_usable(neighbour));
         known
+    }
+
+    /// Resident nodes whose records this device's own server or a parent's list brought.
+    pub(crate) fn residents(&self) -> Vec<Neighbour> {
+        let residents = self.settings.sites.residents().into_iter();
+        residents.filter(|neighbour| self.is_usable(neighbour)).collect()
     }
 
     /// Remembers a neighbour for later sessions.

@@ -169,7 +169,9 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
     let revoked = origin.revoked().clone();
-    let serve = ServeConfig { sites: Some(sites), revoked, ..ServeConfig::default() };
+    origin.tell_of_channels().await?;
+    let news = Some(origin.news().clone());
+    let serve = ServeConfig { sites: Some(sites), revoked, news, ..ServeConfig::default() };
     let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
     let app = App::new(origin.clone(), server.counters.clone());
     let nodes_tls = https_parent(credentials.clone(), ca)?;

@@ -102,6 +102,7 @@ impl Sources {
             aim: self.optimize,
             sharing: if self.no_share { sharing.off() } else { sharing },
             outbound,
+            news: None,
         })
     }
 }

@@ -33,12 +33,13 @@ use distd_core::fleet::window::{WeekTime, Window, is_open};
 use distd_core::names::{Name, Wanted};
 use distd_peer::filesystem;
 use distd_peer::net::Outbound;
+use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
 use distd_peer::random;
 use distd_peer::rates::local_time;
 use distd_peer::trust::identity::NodeIdentity;
 use jiff::tz::TimeZone;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use self::boot::LoaderKind;
 use self::boot::{Kernel, LoaderSettings};
@@ -227,6 +228,7 @@ impl PlaceSettings {
 /// A device that is ready to follow a channel.
 pub struct Follower {
     step: Step,
+    looks: Arc<Notify>,
     /// One journal has one writer.
     _lock: File,
 }
@@ -240,6 +242,7 @@ impl Follower {
         request: FollowRequest,
         identity: &NodeIdentity,
         parents: Arc<Parents>,
+        news: Arc<Newsroom>,
     ) -> anyhow::Result<Self> {
         let lock_path = request.data.join(LOCK);
         let lock = filesystem::try_lock(&lock_path)
@@ -267,13 +270,18 @@ impl Follower {
             }
         };
         let reporter = Reporter::open(identity, parents)?;
-        Ok(Self { step: Step::open(request, place, reporter), _lock: lock })
+        Ok(Self { step: Step::open(request, place, reporter, news), looks: Arc::default(), _lock: lock })
+    }
+
+    /// Signal to look at the channel now.
+    pub fn looks(&self) -> Arc<Notify> {
+        self.looks.clone()
     }
 
     /// Follows the channel until `stop` is set or its sender is gone. An attempt that is under
     /// way is continued by the next process.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { mut step, _lock } = self;
+        let Self { mut step, looks, _lock } = self;
         let following = async {
             loop {
                 if let Err(error) = step.take().await {
@@ -281,7 +289,11 @@ impl Follower {
                 }
                 step.report().await;
                 // Jitter keeps a fleet that was switched on at once from asking in step ever after.
-                tokio::time::sleep(step.pause().mul_f64(0.75 + 0.25 * random::fraction())).await;
+                let wait = step.pause().mul_f64(0.75 + 0.25 * random::fraction());
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = looks.notified() => tracing::debug!("looking at the channel because of news"),
+                }
             }
         };
         tokio::select! {

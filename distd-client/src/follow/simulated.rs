@@ -15,6 +15,7 @@ use distd_core::names::Name;
 use distd_core::proto::close::CloseCode;
 use distd_peer::enrollment::renew_regularly;
 use distd_peer::net::close_code;
+use distd_peer::news::Newsroom;
 use tokio::sync::watch;
 
 use super::{FollowRequest, Follower, PlaceSettings, Windows};
@@ -159,7 +160,10 @@ pub async fn follow_simulated(
         sharing,
         outbound: outbound.clone(),
     };
-    let follower = Follower::open(request, &node.identity, node.parents.clone()).await?;
+    // A simulated device polls: nobody has to be told of its releases, and it tells nobody.
+    let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
+    let news = Newsroom::open(data, ca);
+    let follower = Follower::open(request, &node.identity, node.parents.clone(), news).await?;
     let DeviceNode { identity, credentials, parent_addresses, endpoint, .. } = node;
     let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
     follower.run(stopped).await;

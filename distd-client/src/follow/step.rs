@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use distd_core::error::Chain;
 use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote, Running, SourceBytes};
-use distd_core::fleet::rollout::Held;
+use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::names::{Name, Wanted};
 use distd_peer::clock::unix_now;
+use distd_peer::news::Newsroom;
 
 use super::begin::Beginning;
 use super::failures::{self, Failures};
@@ -59,6 +60,9 @@ pub(super) struct Step {
     pub(super) is_adopted: bool,
     /// Time after which the device looks again, if that is sooner than usual.
     pub(super) sooner: Option<Duration>,
+    news: Arc<Newsroom>,
+    /// Rollout of the channel as it was last seen, with the counter of the channel.
+    document: Option<(RolloutId, u64)>,
 }
 
 pub(super) fn local(error: io::Error) -> anyhow::Error {
@@ -102,7 +106,12 @@ fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
 
 impl Step {
     /// Reads the journal that the last process left.
-    pub(super) fn open(request: FollowRequest, place: Place, reporter: Reporter) -> Self {
+    pub(super) fn open(
+        request: FollowRequest,
+        place: Place,
+        reporter: Reporter,
+        news: Arc<Newsroom>,
+    ) -> Self {
         let hooks = Hooks { directory: request.hooks.clone(), limit: request.hook_limit };
         let journal = Journal::load(&request.data);
         let failures = failures::load(&request.data);
@@ -130,6 +139,8 @@ impl Step {
             boot,
             is_adopted: false,
             sooner: None,
+            news,
+            document: None,
             request,
         }
     }
@@ -169,6 +180,7 @@ impl Step {
             aim: Aim::default(),
             sharing,
             outbound: self.request.outbound.clone(),
+            news: Some(self.news.clone()),
         })
     }
 
@@ -219,8 +231,7 @@ impl Step {
         if !self.recover().await? {
             return Ok(());
         }
-        let Look { version, rollout, led_by, held, ahead, .. } =
-            look(&self.pull_request(None)?.unshared()).await?;
+        let Look { version, rollout, led_by, held, ahead, .. } = self.look().await?;
         self.held = held;
         if ahead {
             // A device that is ahead of its channel stays where it is.
@@ -273,6 +284,32 @@ impl Step {
         }
         self.report().await;
         self.install(&version).await
+    }
+
+    /// Looks at the channel.
+    async fn look(&mut self) -> anyhow::Result<Look> {
+        let found = look(&self.pull_request(None)?.unshared()).await?;
+        if let Some((rollout, counter)) = found.document {
+            self.news.holds_document(rollout, counter);
+        }
+        self.document = found.document;
+        Ok(found)
+    }
+
+    /// Waits until a halt notice stops the rollout of the attempt under way.
+    async fn halted(news: Arc<Newsroom>, rollout: Option<RolloutId>, document: Option<(RolloutId, u64)>) {
+        let mut changes = news.changes();
+        // The device's own attempt, by the document that led to it.
+        let seen = document.filter(|(id, _)| rollout == Some(*id));
+        while let Some((id, counter)) = seen {
+            changes.mark_unchanged();
+            if news.is_halted(&id, counter) {
+                return;
+            }
+            // The sender lives as long as `news`.
+            let _ = changes.changed().await;
+        }
+        std::future::pending().await
     }
 
     /// Fetches a release that may be installed later. No attempt begins: its time-out would pass
@@ -339,7 +376,15 @@ impl Step {
         let request = self.pull_request(Some((&out, version)))?;
         // A clock that was set back must not make the attempt longer than its time-out.
         let left = Duration::from_secs(deadline.saturating_sub(unix_now().max(began)));
-        let bytes = match tokio::time::timeout(left, self.get(&request)).await {
+        let halted = Self::halted(self.news.clone(), entry.attempt.rollout, self.document);
+        let got = tokio::select! {
+            got = tokio::time::timeout(left, self.get(&request)) => got,
+            () = halted => {
+                tracing::info!(%version, "the rollout stands still");
+                return self.give_up().await;
+            }
+        };
+        let bytes = match got {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(error)) => match kind_of(&error) {
                 None if unix_now() < deadline => return Err(error),
@@ -409,13 +454,16 @@ impl Step {
 
     /// Whether the device is still to run the release that it has fetched: the rollout may have
     /// halted meanwhile. Without its parents it goes on.
-    async fn may_go_on(&self, version: &Name, entry: &Entry) -> anyhow::Result<bool> {
-        match look(&self.pull_request(None)?.unshared()).await {
+    async fn may_go_on(&mut self, version: &Name, entry: &Entry) -> anyhow::Result<bool> {
+        match self.look().await {
             Ok(found) => {
                 let id = found.rollout.as_ref().map(|doc| doc.id);
                 Ok(!found.ahead && found.version == *version && id == entry.attempt.rollout)
             }
-            Err(error) if code_of(&error) == Code::Network => Ok(true),
+            Err(error) if code_of(&error) == Code::Network => {
+                let document = self.document.filter(|(id, _)| entry.attempt.rollout == Some(*id));
+                Ok(document.is_none_or(|(id, counter)| !self.news.is_halted(&id, counter)))
+            }
             Err(error) => Err(error),
         }
     }

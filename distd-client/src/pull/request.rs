@@ -9,6 +9,7 @@ use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::{Name, Wanted};
 use distd_core::patch::ROUTE_LEGS_MAX;
 use distd_peer::net::Outbound;
+use distd_peer::news::Newsroom;
 
 use super::downgrade::Downgrade;
 use super::kept;
@@ -83,6 +84,9 @@ pub struct PullRequest {
     pub sharing: Sharing,
     /// Settings for reaching parents.
     pub outbound: Arc<Outbound>,
+    /// News of the agent in this process. Without it the device obeys the halt notices that its
+    /// agent has kept.
+    pub news: Option<Arc<Newsroom>>,
 }
 
 impl PullRequest {
@@ -113,6 +117,7 @@ impl PullRequest {
             expected: None,
             aim: Aim::default(),
             sharing,
+            news: None,
         })
     }
 

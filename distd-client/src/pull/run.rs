@@ -95,7 +95,7 @@ async fn open(request: &PullRequest) -> anyhow::Result<Session> {
         tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
     }
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-    Session::open(&request.data, parents, &request.sharing, outbound).await
+    Session::open(&request.data, parents, &request.sharing, outbound, request.news.clone()).await
 }
 
 /// Resolves the wanted release.
@@ -144,6 +144,8 @@ pub struct Look {
     /// Document of the channel's rollout, if the release is the one that it leads to, or one that
     /// it requires before.
     pub led_by: Option<RolloutDoc>,
+    /// Rollout of the channel, and the counter of the channel in that document.
+    pub document: Option<(RolloutId, u64)>,
     /// Why the release is not that of the channel's rollout.
     pub held: Option<Held>,
     /// Whether the device has a later release and may not go back to this one.
@@ -165,11 +167,13 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         Err(error) if cause_of::<Refused>(&error).is_some() => true,
         Err(error) => return Err(error),
     };
+    let document = resolved.channel.as_ref().and_then(|doc| Some((doc.rollout.as_ref()?.id, doc.counter)));
     let led_by = resolved
         .channel
         .and_then(|doc| doc.rollout)
         .filter(|_| resolved.choice.held.is_none() && resolved.choice.release != Chosen::OfChannel);
     Ok(Look {
+        document,
         version: resolved.version,
         manifest: resolved.manifest,
         rollout: led_by.clone().filter(|_| resolved.choice.release == Chosen::OfRollout),

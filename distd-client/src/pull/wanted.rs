@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
 use distd_core::error::Chain;
-use distd_core::fleet::NodeStatement;
-use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc, RolloutId, TurnAnswer};
+use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc, RolloutId, RolloutState, TurnAnswer};
+use distd_core::fleet::{NodeStatement, SignedHalt};
 use distd_core::manifest::Manifest;
 use distd_core::names::{Name, Wanted, release_target};
 use distd_core::proto::close::CloseCode;
@@ -19,11 +19,13 @@ use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{MeterReading, Outbound, close_code};
+use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
 use distd_peer::random;
 use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
+use distd_peer::trust::halt;
 use distd_peer::trust::statement::{self, StatementQuestion};
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
 use distd_peer::trust::turn::TurnQuestion;
@@ -60,6 +62,8 @@ pub(super) struct Session {
     /// The exchange with neighbours; `None` when it is off.
     lateral: Option<Arc<Lateral>>,
     download: Option<Arc<Throttle>>,
+    /// News of the agent in this process.
+    news: Option<Arc<Newsroom>>,
 }
 
 impl Session {
@@ -72,13 +76,14 @@ impl Session {
         parents: Vec<String>,
         sharing: &Sharing,
         outbound: Arc<Outbound>,
+        news: Option<Arc<Newsroom>>,
     ) -> anyhow::Result<Self> {
         let refused = Failure::refused;
         let node = DeviceNode::open(data, parents, anywhere(0), sharing, outbound).await?;
         let root = node.identity.root_json().context("the device has no TUF root").map_err(refused)?;
         let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;
         let lateral = match sharing.enabled {
-            true => Some(Arc::new(Lateral::start(&node, sharing, false).map_err(refused)?)),
+            true => Some(Arc::new(Lateral::start(&node, sharing, false, news.clone()).map_err(refused)?)),
             false => None,
         };
         let ca = node.identity.ca_der().context("the device has no CA certificate").map_err(refused)?.clone();
@@ -93,6 +98,7 @@ impl Session {
             endpoint,
             lateral,
             download: sharing.download(),
+            news,
         })
     }
 
@@ -208,6 +214,7 @@ impl Session {
     ) -> anyhow::Result<Resolved> {
         let About { statement, installed, asks_for_turns } = about;
         let labels = statement.map(NodeStatement::for_selectors);
+        let kept = halt::kept(&self.data, &self.ca, unix_now());
         let choose = |doc: &ChannelDoc| {
             let pin = statement.and_then(|statement| statement.pins.get(&doc.product));
             if let Some(pin) = pin {
@@ -216,6 +223,10 @@ impl Session {
             }
             let Some(rollout) = &doc.rollout else { return Choice::default() };
             let failures = failures(rollout);
+            let mut rollout = rollout.clone();
+            if self.is_halted(&kept, &rollout.id, doc.counter) {
+                rollout.state = RolloutState::Halted;
+            }
             let device =
                 Device { node: &self.node, labels: labels.as_ref(), installed, failures, asks_for_turns };
             match rollout.decide(&device) {
@@ -227,6 +238,14 @@ impl Session {
         let pinned = statement.and_then(|statement| pinned_target(statement, wanted));
         let also: Vec<_> = pinned.into_iter().collect();
         self.resolve_signed(wanted, &also, &choose).await
+    }
+
+    /// Whether a halt notice stops a rollout of which this device has the document with this
+    /// counter: one that is kept on disk, or one that has just come.
+    fn is_halted(&self, kept: &[SignedHalt], rollout: &RolloutId, counter: u64) -> bool {
+        let by_kept = kept.iter().map(|signed| signed.notice);
+        by_kept.into_iter().any(|notice| notice.rollout == *rollout && notice.counter > counter)
+            || self.news.as_ref().is_some_and(|news| news.is_halted(rollout, counter))
     }
 
     /// Resolves `wanted` by signed metadata. A parent whose answer does not verify is skipped.

@@ -16,6 +16,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment::renew_regularly;
 use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
+use distd_peer::news::{self, Newsroom};
 use distd_peer::random;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -83,6 +84,7 @@ pub struct Agent {
     /// Whether the device serves its neighbours.
     serves: bool,
     follower: Option<Follower>,
+    news: Arc<Newsroom>,
 }
 
 impl Agent {
@@ -102,9 +104,13 @@ impl Agent {
         }
         let node = open_patiently(&request).await?;
         let address = node.endpoint.local_addr().context("the socket has no address")?;
-        let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
+        let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
+        let news = Newsroom::open(&node.data, ca);
+        let lateral = Arc::new(Lateral::start(&node, &request.sharing, true, Some(news.clone()))?);
         let follower = match request.follow {
-            Some(follow) => Some(Follower::open(follow, &node.identity, node.parents.clone()).await?),
+            Some(follow) => {
+                Some(Follower::open(follow, &node.identity, node.parents.clone(), news.clone()).await?)
+            }
             None => None,
         };
         let (metrics, measuring) = match request.metrics {
@@ -112,7 +118,7 @@ impl Agent {
             None => (None, None),
         };
         let (outbound, serves) = (request.outbound, request.sharing.serves);
-        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower })
+        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower, news })
     }
 
     /// Runs until SIGTERM or ctrl-c.
@@ -120,9 +126,16 @@ impl Agent {
     /// # Errors
     /// When the system lets the process watch no signals.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { node, lateral, outbound, measuring, serves, follower, .. } = self;
+        let Self { node, lateral, outbound, measuring, serves, follower, news, .. } = self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
         let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
+        let listening =
+            follower.is_some().then(|| tokio::spawn(news::parents::follow(parents.clone(), news.clone())));
+        let looks = follower.as_ref().map(Follower::looks);
+        let (neighbourhood, room) = (lateral.neighbourhood.clone(), news);
+        let spreading = tokio::spawn(news::neighbours::spread(neighbourhood, room, serves, move || {
+            looks.iter().for_each(|looks| looks.notify_one());
+        }));
         let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
         let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
         let (stop, stopped) = watch::channel(false);
@@ -138,7 +151,7 @@ impl Agent {
             // It ends a hook that runs, and notes that.
             let _ = tokio::time::timeout(STOP, following).await;
         }
-        for task in [measuring, announcing, following].into_iter().flatten() {
+        for task in [measuring, announcing, following, listening, Some(spreading)].into_iter().flatten() {
             task.abort();
         }
         endpoint.close(close_code(CloseCode::Done), b"");

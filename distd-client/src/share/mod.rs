@@ -28,6 +28,7 @@ use distd_peer::driver::Exchange;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::mdns::Mdns;
 use distd_peer::neighbours::{Neighbourhood, Neighbours};
+use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
 use distd_peer::serve::{ServeConfig, Server, Sites};
 use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, SharedSwarm};
@@ -57,11 +58,16 @@ pub struct Lateral {
 
 impl Lateral {
     /// Starts to serve as `node`. `resident` says that the process keeps running after its current
-    /// work.
+    /// work; `news` is what the device tells its peers.
     ///
     /// # Errors
     /// When the identity is incomplete or cannot sign.
-    pub fn start(node: &DeviceNode, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
+    pub fn start(
+        node: &DeviceNode,
+        sharing: &Sharing,
+        resident: bool,
+        news: Option<Arc<Newsroom>>,
+    ) -> anyhow::Result<Self> {
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
         let sites = Sites::new(ca.clone(), SiteRule::All, false);
         let text = RecordText { site: sharing.site.clone(), resident };
@@ -76,6 +82,7 @@ impl Lateral {
                 quarantine: node.quarantine.clone(),
                 sites: sites.clone(),
                 remembered: node.data.join(NEIGHBOURS_FILE),
+                news: news.clone(),
                 allowed: Box::new(move |address| reach.allows_neighbour(address)),
             },
         );
@@ -83,7 +90,7 @@ impl Lateral {
             KeptArtifacts::new(node.data.clone(), node.parents.clone()),
             node.parents.clone(),
         );
-        let config = ServeConfig { sites: Some(sites.clone()), ..sharing.serve_config() };
+        let config = ServeConfig { sites: Some(sites.clone()), news, ..sharing.serve_config() };
         let server = Server::new(Arc::new(Device(content.clone())), config);
         let endpoint = node.endpoint.clone();
         let running = server.clone();

@@ -55,7 +55,7 @@ pub struct Channel {
     #[serde(default)]
     pub downgrade_from: Option<u64>,
     /// Whether its rollouts wait for the approval of a second token.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approval: bool,
 }
 

@@ -54,6 +54,7 @@ fn answers_are_these_texts() {
         counter: 9,
         updated: 3,
         downgrade_from: None,
+        approval: false,
     };
     both(
         &channel,

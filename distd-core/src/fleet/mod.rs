@@ -4,6 +4,7 @@
 pub mod audit;
 mod capability;
 mod grants;
+mod halt;
 mod labels;
 mod patterns;
 pub mod report;
@@ -20,6 +21,9 @@ pub use capability::{
 };
 pub use grants::{
     Audience, EVERYONE, Grant, GrantError, Member, Selectors, by_certificate, check_grant, rights,
+};
+pub use halt::{
+    HALT_BYTES_MAX, HALT_SECONDS, HaltMalformed, HaltNotice, SignedHalt, halt_message, is_halt_message,
 };
 pub use labels::{
     LabelError, LabelKey, LabelMap, LabelValue, Labels, ROLE_KEY, assignable_key, assignable_label,

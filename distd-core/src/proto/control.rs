@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::Frame;
 use super::close::CloseCode;
 use super::frame::{
-    CapabilityBody, Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun,
+    CapabilityBody, Choke, HaltBody, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun,
 };
 use crate::bounds::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
@@ -88,6 +88,8 @@ pub enum ControlEvent {
     Shuns(BTreeSet<NodeId>),
     /// A newer capability of the peer. It is not verified yet.
     Capability(Bytes),
+    /// A halt notice. It is not verified yet.
+    Halt(Bytes),
 }
 
 /// State of one side of the stream.
@@ -176,6 +178,7 @@ impl Control {
             (State::Open, Frame::Capability(CapabilityBody(newer))) => {
                 Ok(Some(ControlEvent::Capability(newer)))
             }
+            (State::Open, Frame::Halt(HaltBody(notice))) => Ok(Some(ControlEvent::Halt(notice))),
             // An asker withdraws a batch with STOP_SENDING. CANCEL concerns only chunks of no open
             // batch, for which this side keeps no state.
             (State::Open, Frame::Cancel(_)) => Ok(None),
@@ -211,6 +214,11 @@ impl Control {
     /// Sends a newer capability of this side.
     pub fn prove(&mut self, capability: Bytes) {
         self.out.push_back(Frame::Capability(CapabilityBody(capability)));
+    }
+
+    /// Passes a signed halt notice on.
+    pub fn pass_halt(&mut self, notice: Bytes) {
+        self.out.push_back(Frame::Halt(HaltBody(notice)));
     }
 
     /// Asks the peer for neighbours now, and for further ones as they come.
@@ -283,7 +291,7 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let frames: [(&str, Frame); 13] = [
+        let frames: [(&str, Frame); 14] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
             (
@@ -299,6 +307,7 @@ mod tests {
             ("peer records", Frame::PeerRecords(PeerRecords(Vec::new()))),
             ("shun", Frame::Shun(Shun(vec![NodeId([1; 16])]))),
             ("capability", Frame::Capability(CapabilityBody(Bytes::from_static(b"c")))),
+            ("halt", Frame::Halt(HaltBody(Bytes::from_static(b"h")))),
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();

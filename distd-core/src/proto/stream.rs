@@ -21,6 +21,9 @@ pub enum StreamKind {
     Metadata,
     /// Certificate renewal or, on the enrolment ALPN, enrolment.
     Enroll,
+    /// News: halt notices in both directions, and NEWER from the answerer, for as long as the
+    /// opener keeps its side open.
+    News,
 }
 
 /// Longest header: kind and an eight-byte varint.
@@ -42,6 +45,7 @@ impl StreamKind {
             }
             Self::Metadata => out.push(3),
             Self::Enroll => out.push(4),
+            Self::News => out.push(5),
         }
         out
     }
@@ -62,6 +66,7 @@ impl StreamKind {
             }
             3 => Self::Metadata,
             4 => Self::Enroll,
+            5 => Self::News,
             other => return Err(other),
         };
         *input = rest;
@@ -81,6 +86,7 @@ mod tests {
             StreamKind::Nodes { control: 70_000 },
             StreamKind::Metadata,
             StreamKind::Enroll,
+            StreamKind::News,
         ] {
             let bytes = kind.encode();
             for cut in 0..bytes.len() {

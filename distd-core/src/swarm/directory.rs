@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Shuns;
+use super::{Neighbour, Shuns};
 use crate::bounds::{DIRECTORY_NODES_MAX, DIRECTORY_SITES_MAX, PEX_RECORDS_MAX};
 use crate::proto::frame::PeerRecord;
 use crate::ranges::ChunkRanges;
@@ -151,6 +151,17 @@ impl Directory {
             self.sites.remove(site);
         }
         gone
+    }
+
+    /// Returns the resident nodes of all sites whose records have not expired at `now` (unix
+    /// seconds), with their first address.
+    pub fn residents(&self, now: u64) -> Vec<Neighbour> {
+        let entries = self.sites.values().flat_map(|site| &site.nodes);
+        let listed = entries.filter(|((_, resident), entry)| *resident && entry.record.expires > now);
+        let address = |entry: &Entry| entry.record.addresses.first().copied();
+        listed
+            .filter_map(|((node, _), entry)| Some(Neighbour { node: *node, address: address(entry)? }))
+            .collect()
     }
 
     /// Returns the neighbours to advertise to `asker`: at most `PEX_RECORDS_MAX`, and none that the

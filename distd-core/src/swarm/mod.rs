@@ -5,7 +5,7 @@
 //! ([`Leases`], [`RecentlySent`]). The answerer shares its room among them ([`UploadSlots`],
 //! [`Places`], [`FetchCredit`]). [`AskerGossip`] and [`AnswererGossip`] say when each side tells
 //! the other of chunks and neighbours. A relay is both, with a [`Demand`] and [`RelayedBatch`]es
-//! between the two sides.
+//! between the two sides. [`News`] spreads notices that rollouts stand still.
 //!
 //! # Goals
 //! - Chunks come from near: neighbours before relays, relays before origins. Each chunk crosses the
@@ -100,6 +100,7 @@ mod fetch;
 mod gossip;
 mod lease;
 mod linger;
+mod news;
 mod places;
 mod quarantine;
 mod reach;
@@ -119,6 +120,7 @@ pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier
 pub use gossip::{Advertise, AnswererGossip, AnswererNews, AskerGossip, AskerNews};
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use linger::Linger;
+pub use news::{Judged, LOOK_SPREAD, NOTICES_MAX, News, NewsFrom, TELL_WITHIN, TELLS_MAX, Told};
 pub use places::{Admission, PlaceId, Places};
 pub use quarantine::{QUARANTINE_SECONDS, QuarantineList};
 pub use recently_sent::RecentlySent;

@@ -319,6 +319,12 @@ impl SiteMembers {
         self.swarms.get(manifest).map_or(0, BTreeSet::len)
     }
 
+    /// Returns the resident nodes whose records have not expired at `unix` (unix seconds), with
+    /// their first address.
+    pub fn residents(&self, unix: u64) -> Vec<Neighbour> {
+        self.directory.residents(unix)
+    }
+
     /// Returns the members that have the swarm open and listen, with their first address.
     pub fn callers(&self, manifest: &ManifestId) -> Vec<Neighbour> {
         let ids = self.swarms.get(manifest).into_iter().flatten();

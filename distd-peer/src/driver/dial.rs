@@ -8,7 +8,7 @@ use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{AskerGossip, AskerNews, Neighbour, PeerId};
+use distd_core::swarm::{AskerGossip, AskerNews, Neighbour, NewsFrom, PeerId};
 use tokio::sync::mpsc;
 
 use super::{Exchange, Message, Problem};
@@ -16,6 +16,7 @@ use crate::changes::{changed, seen};
 use crate::clock::{monotonic_now, unix_now};
 use crate::neighbours::{NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink, is_shut_out};
+use crate::news::Passed;
 use crate::parents::{Parents, ParentsError};
 
 /// Longest wait between two looks at the clock, which may be set meanwhile.
@@ -144,6 +145,9 @@ impl Caller {
         let mut gossip = AskerGossip::new(monotonic_now(), is_parent, neighbourhood.record_seconds());
         let mut growth = Some(exchange.holdings.subscribe());
         let mut shunning = Some(neighbourhood.shunning());
+        let room = neighbourhood.news();
+        let mut notices = room.map(|room| room.changes());
+        let mut passed = room.map(|room| Passed::from_now(room)).unwrap_or_default();
         loop {
             while let Some(news) = gossip.poll(monotonic_now()) {
                 match news {
@@ -163,9 +167,26 @@ impl Caller {
             let news = tokio::time::sleep(gossip.poll_timeout().since(monotonic_now()));
             tokio::select! {
                 event = self.next(&mut swarm) => match event? {
+                    Some(ControlEvent::Halt(notice)) => {
+                        let from = match &self.route {
+                            Route::Parent(..) => NewsFrom::Parent,
+                            Route::Neighbour(_, neighbour) => NewsFrom::Neighbour(neighbour.node),
+                        };
+                        match room.map(|room| room.take(&notice, from)) {
+                            Some(Ok((signed, _))) => passed.note(&signed.notice),
+                            Some(Err(error)) => {
+                                tracing::info!(error = %Chain(&error), "a peer sent a notice that is not used");
+                            }
+                            None => {}
+                        }
+                    }
                     Some(event) => self.handle(event).await,
                     None => return Ok(()),
                 },
+                () = changed(&mut notices) => {
+                    let due = room.map(|room| passed.due(room)).unwrap_or_default();
+                    swarm.pass_halts(due).await?;
+                }
                 () = changed(&mut growth), if !gossip.has_growth() => gossip.handle_growth(),
                 () = changed(&mut shunning) => gossip.handle_shuns(),
                 newer = &mut renewal => {
@@ -195,7 +216,10 @@ impl Caller {
             ControlEvent::Have(chunks) => Message::Have(self.peer, chunks),
             ControlEvent::Peers(records) => Message::Peers(records),
             ControlEvent::Shuns(nodes) => Message::Distrusted(self.peer, nodes),
-            ControlEvent::Unchoked | ControlEvent::PeersWanted | ControlEvent::Capability(_) => return,
+            ControlEvent::Unchoked
+            | ControlEvent::PeersWanted
+            | ControlEvent::Capability(_)
+            | ControlEvent::Halt(_) => return,
         };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(message).await;

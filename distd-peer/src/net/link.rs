@@ -197,6 +197,19 @@ impl Link {
         Ok((writer, FrameReader::new(recv, self.meter.clone(), STALL)))
     }
 
+    /// Opens a stream on which frames may be far apart in time. The connection's own idle timeout
+    /// is the bound.
+    pub(crate) async fn open_lasting(
+        &self,
+        kind: StreamKind,
+    ) -> Result<(FrameWriter, FrameReader), LinkError> {
+        let (_, send, recv) = self.connection.open().await.map_err(|e| self.wire(e))?;
+        let mut writer = FrameWriter::new(send);
+        writer.stream_kind(kind).await.map_err(|e| self.wire(e))?;
+        let reader = FrameReader::new(recv, self.meter.clone(), Duration::from_secs(u64::from(u32::MAX)));
+        Ok((writer, reader))
+    }
+
     /// Asks for TUF metadata: sends the bytes of a question and returns those of the answer, at
     /// most `METADATA_ANSWER_MAX`.
     ///
@@ -344,6 +357,15 @@ impl SwarmLink {
     /// The connection's error.
     pub async fn prove(&mut self, capability: Bytes) -> Result<(), LinkError> {
         self.control.prove(capability);
+        self.transmit().await
+    }
+
+    /// Passes halt notices on.
+    ///
+    /// # Errors
+    /// The connection's error.
+    pub(crate) async fn pass_halts(&mut self, notices: Vec<Bytes>) -> Result<(), LinkError> {
+        notices.into_iter().for_each(|notice| self.control.pass_halt(notice));
         self.transmit().await
     }
 

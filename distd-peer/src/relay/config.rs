@@ -64,6 +64,8 @@ pub struct Values {
     pub upload_slots_max: usize,
     /// Most connections of nodes.
     pub connections_max: usize,
+    /// Most news streams of nodes.
+    pub news_streams_max: usize,
     /// Most bytes of the edge store.
     pub cache_max_bytes: u64,
     /// Free space to leave on the store's file system, in bytes.
@@ -83,6 +85,7 @@ impl Default for Values {
             metrics: None,
             upload_slots_max: serve.upload_slots_max,
             connections_max: serve.connections_max,
+            news_streams_max: serve.news_streams_max,
             cache_max_bytes: store.max_bytes,
             cache_min_free_bytes: store.min_free_bytes,
         }
@@ -206,6 +209,17 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Number(s.connections_max as i128),
         },
         Setting {
+            key: "news_streams_max",
+            option: "news-streams-max",
+            variable: "DISTD_PEER_NEWS_STREAMS_MAX",
+            value: "N",
+            several: false,
+            default: "2048",
+            help: "Most nodes that are told of halts and newer metadata at once; the others poll",
+            set: |s, text| number(text, 0..=1 << 20).map(|streams| s.news_streams_max = streams),
+            show: |s| Shown::Number(s.news_streams_max as i128),
+        },
+        Setting {
             key: "cache.max_bytes",
             option: "cache-max-bytes",
             variable: "DISTD_PEER_CACHE_MAX_BYTES",
@@ -292,6 +306,7 @@ impl RelaySettings {
                 upload: self.limits.upload.for_class(None),
                 upload_slots_max: self.values.upload_slots_max,
                 connections_max: self.values.connections_max,
+                news_streams_max: self.values.news_streams_max,
                 ..ServeConfig::default()
             },
         }

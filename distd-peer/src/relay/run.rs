@@ -21,6 +21,7 @@ use crate::net::{
     BindError, Dialer, Outbound, Proxies, ProxyError, ResetKey, endpoint_of_both, everywhere_ipv4,
     is_without_ipv6, parent_sockets,
 };
+use crate::news::{self, Newsroom};
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
 use crate::serve::{ServeConfig, Server, Sites};
@@ -41,6 +42,11 @@ const WATCH_EVERY: Duration = Duration::from_secs(30);
 /// Interval at which a relay asks for the list of revoked nodes: well within the quarter of an hour
 /// that docs/trust.md states.
 const REVOKED_EVERY: Duration = Duration::from_secs(20);
+
+/// Number of times that a relay tries to fetch metadata that a parent announced, and the pause
+/// between two. Then nodes below find it when they look.
+const NEWER_TRIES: u32 = 5;
+const NEWER_AGAIN: Duration = Duration::from_secs(1);
 
 /// First pause before a relay that reached no parent tries to enrol again. Doubles up to
 /// [`ENROLL_AGAIN_MAX`].
@@ -150,7 +156,9 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     // A chunk crosses a relay's uplink once, whoever asks for it, so a relay leases nothing.
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
     let revoked = Revoked::load(&config.data.join("revoked"), &ca);
-    let serve = ServeConfig { sites: Some(sites), revoked: revoked.clone(), ..config.serve.clone() };
+    let room = Newsroom::open(&config.data, ca.clone());
+    let news = Some(room.clone());
+    let serve = ServeConfig { sites: Some(sites), revoked: revoked.clone(), news, ..config.serve.clone() };
     let server = Server::new(relay.clone(), serve);
     let mut tasks = JoinSet::new();
     let metrics = match config.metrics {
@@ -169,6 +177,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
     let passing_on = relay.clone();
     tasks.spawn(async move { passing_on.pass_reports_on().await });
+    tasks.spawn(news::parents::follow(relay.parents().clone(), room.clone()));
+    tasks.spawn(pass_versions_on(relay.clone(), room));
     tasks.spawn(watch_parents(relay.clone(), config.parents.clone()));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
@@ -224,6 +234,28 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
         tokio::select! {
             () = tokio::time::sleep(WATCH_EVERY) => {}
             () = relay.metadata_news() => {}
+        }
+    }
+}
+
+/// Fetches metadata that a parent announces, and announces it to the nodes below, for as long as
+/// the relay runs.
+async fn pass_versions_on(relay: Arc<Relay>, room: Arc<Newsroom>) {
+    let mut heard = room.heard();
+    // The sender lives as long as `room`.
+    while heard.changed().await.is_ok() {
+        let version = *heard.borrow_and_update();
+        for _ in 0..NEWER_TRIES {
+            match relay.refresh_metadata().await {
+                Ok(()) => {
+                    room.announce(version);
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(error = %Chain(&error), "announced metadata could not be fetched");
+                    tokio::time::sleep(NEWER_AGAIN).await;
+                }
+            }
         }
     }
 }

@@ -21,6 +21,8 @@ struct Bounds {
     streams: usize,
     /// Batches that continue without an upload slot because their asker does not read.
     lent: usize,
+    /// News streams.
+    news: usize,
     /// Chunks fetched from upstream, or requested there, and not yet sent on.
     ahead: usize,
     /// Manifests fetched at once.
@@ -30,11 +32,12 @@ struct Bounds {
 }
 
 /// A device has a release and its patch sets open, twice if an agent runs beside a pull.
-const LEAF: Bounds = Bounds { swarms: 24, streams: 128, lent: 8, ahead: 256, openings: 2, credit: 64 << 20 };
+const LEAF: Bounds =
+    Bounds { swarms: 24, streams: 128, lent: 8, news: 4, ahead: 256, openings: 2, credit: 64 << 20 };
 
 /// A relay has on one connection everything that its own askers have.
 const RELAY: Bounds =
-    Bounds { swarms: 512, streams: 1024, lent: 64, ahead: 8192, openings: 64, credit: 4 << 30 };
+    Bounds { swarms: 512, streams: 1024, lent: 64, news: 4, ahead: 8192, openings: 64, credit: 4 << 30 };
 
 /// Budget of one node over all its connections.
 #[derive(Debug)]
@@ -43,6 +46,7 @@ pub struct NodeBudget {
     bounds: Bounds,
     swarms: AtomicUsize,
     lent: AtomicUsize,
+    news: AtomicUsize,
     ahead: Semaphore,
     openings: Semaphore,
     credit: Mutex<FetchCredit>,
@@ -57,6 +61,7 @@ impl NodeBudget {
             bounds,
             swarms: AtomicUsize::new(0),
             lent: AtomicUsize::new(0),
+            news: AtomicUsize::new(0),
             ahead: Semaphore::new(bounds.ahead),
             openings: Semaphore::new(bounds.openings),
             credit: Mutex::new(FetchCredit::new(bounds.credit, monotonic_now())),
@@ -76,6 +81,11 @@ impl NodeBudget {
     /// Takes a place for one more batch that continues without its slot; `None` if all are taken.
     pub(super) fn lend(self: &Arc<Self>) -> Option<Counted> {
         Counted::new(self.clone(), |budget| &budget.lent, self.bounds.lent)
+    }
+
+    /// Takes a place for one more news stream; `None` if all are taken.
+    pub(super) fn news(self: &Arc<Self>) -> Option<Counted> {
+        Counted::new(self.clone(), |budget| &budget.news, self.bounds.news)
     }
 
     /// One permit for each chunk that may be on its way from upstream for this node without being

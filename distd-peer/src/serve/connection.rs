@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use super::budget::NodeBudget;
 use super::door::{STRANGER_TIME, Stranger};
 use super::sites::Member;
-use super::{Server, Swarm, batch, control, streams};
+use super::{Server, Swarm, batch, control, news, streams};
 use crate::clock::unix_now;
 use crate::net::{Accepted, FrameReader, FrameWriter, HttpsAccepted, Meter};
 use crate::trust::tls::PeerIdentity;
@@ -305,6 +305,7 @@ async fn accept_streams(peer: &Arc<Peer>, connection: &mut Accepted) {
                     streams::nodes(&peer, control, &mut writer, &mut reader).await
                 }
                 Ok(StreamKind::Metadata) => streams::metadata(&peer, &mut writer, &mut reader).await,
+                Ok(StreamKind::News) => news::answer(&peer, &mut writer, &mut reader).await,
                 Ok(StreamKind::Enroll) => Err(CloseCode::Protocol),
                 Err(error) => Err(error.close_code()),
             };

@@ -16,11 +16,13 @@ use tokio::sync::watch;
 
 use super::ServeError;
 use super::connection::{OpenSwarm, PERMIT_LOOK, Peer, SwarmState};
+use super::news;
 use super::streams::{refuse, send, wire};
 use crate::capabilities::Permit;
 use crate::changes::{changed, seen};
 use crate::clock::{monotonic_now, unix_now};
 use crate::net::{FrameReader, FrameWriter, WireError};
+use crate::news::Passed;
 use crate::random;
 
 pub(super) async fn answer(
@@ -78,10 +80,12 @@ async fn open(
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
     let site = swarm.member.as_ref().map(|member| member.changes());
+    let passed = peer.server.config.news.as_deref().map(Passed::from_now).unwrap_or_default();
     let (looked, due) = (Instant::now(), permit_due(permit.until));
     let watch = PermitWatch { manifest, shown, permit, looked, due };
-    let result =
-        Answerer { peer, swarm: &swarm, control, gossip, growth, site, watch }.run(writer, reader).await;
+    let result = Answerer { peer, swarm: &swarm, control, gossip, growth, site, watch, passed }
+        .run(writer, reader)
+        .await;
     // Nobody extends the permit any more.
     swarm.permitted_until.send_replace(0);
     result
@@ -125,11 +129,15 @@ struct Answerer<'a> {
     /// Changes of the directory of the peer's site; `None` if the peer takes no part.
     site: Option<watch::Receiver<()>>,
     watch: PermitWatch,
+    /// Halt notices that the stream has carried.
+    passed: Passed,
 }
 
 impl Answerer<'_> {
     async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
         let mut permits = self.peer.server.content.permit_changes();
+        let room = self.peer.server.config.news.clone();
+        let mut notices = room.as_ref().map(|room| room.changes());
         loop {
             // First, so that no number of other events puts it off.
             if self.watch.due <= Instant::now() {
@@ -166,6 +174,10 @@ impl Answerer<'_> {
                     tokio::time::sleep(CHANGE_SPREAD.mul_f64(random::fraction())).await;
                     seen(&mut permits);
                     self.check_permit().await?;
+                }
+                () = changed(&mut notices) => {
+                    let due = room.as_deref().map(|room| self.passed.due(room)).unwrap_or_default();
+                    due.into_iter().for_each(|notice| self.control.pass_halt(notice));
                 }
                 () = news => {}
             }
@@ -236,6 +248,12 @@ impl Answerer<'_> {
                 // One look in a while: a peer may send any number of them.
                 if is_news {
                     self.watch.due = self.watch.due.min(self.watch.looked + LOOK_AGAIN);
+                }
+            }
+            Some(ControlEvent::Halt(notice)) => {
+                if let Some(room) = &self.peer.server.config.news {
+                    let taken = room.take(&notice, news::from(self.peer));
+                    self.passed.note(&taken.map_err(|_| CloseCode::Protocol)?.0.notice);
                 }
             }
             _ => {}

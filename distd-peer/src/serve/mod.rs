@@ -47,6 +47,7 @@ mod connection;
 mod control;
 mod door;
 mod manifest_nodes;
+mod news;
 mod sites;
 mod slots;
 mod streams;
@@ -68,7 +69,7 @@ use distd_core::swarm::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
 use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -76,6 +77,7 @@ use self::budget::Budgets;
 use self::door::Door;
 use self::slots::Slots;
 use crate::capabilities::Permit;
+use crate::news::Newsroom;
 use crate::rates::Throttle;
 use crate::seldom::Seldom;
 use crate::trust::capability::CapabilityRefused;
@@ -214,6 +216,12 @@ pub struct ServeConfig {
     pub sites: Option<Arc<Sites>>,
     /// Nodes that are not served although their certificates are valid.
     pub revoked: Arc<Revoked>,
+    /// News for the nodes that listen; without it news streams are refused as by an earlier
+    /// version.
+    pub news: Option<Arc<Newsroom>>,
+    /// Maximum number of news streams. Each keeps a connection open, so nodes that are refused one
+    /// poll, and the other connections are for those that fetch.
+    pub news_streams_max: usize,
 }
 
 impl Default for ServeConfig {
@@ -227,6 +235,8 @@ impl Default for ServeConfig {
             upload: None,
             sites: None,
             revoked: Arc::default(),
+            news: None,
+            news_streams_max: 2048,
         }
     }
 }
@@ -270,6 +280,8 @@ pub struct Server {
     slots: Arc<Slots>,
     door: Door,
     budgets: Budgets,
+    /// Places for news streams.
+    news_places: Semaphore,
     /// Suppresses repeated log lines about refused requests.
     refusals: Seldom<(Option<NodeId>, &'static str)>,
     /// Counters of this server.
@@ -285,6 +297,7 @@ impl Server {
             slots: Slots::new(config.upload_slots_max, config.upload_slots_per_peer),
             door: Door::new(config.connections_max),
             budgets: Budgets::default(),
+            news_places: Semaphore::new(config.news_streams_max),
             refusals: Seldom::default(),
             config,
             counters: Arc::new(ServeCounters { alone, ..ServeCounters::default() }),

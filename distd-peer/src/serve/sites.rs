@@ -125,6 +125,11 @@ impl Sites {
         self.state().members.callers(manifest)
     }
 
+    /// Resident nodes of all sites, with their addresses.
+    pub(crate) fn residents(&self) -> Vec<Neighbour> {
+        self.state().members.residents(unix_now())
+    }
+
     /// Receiver that is marked as changed when a node joins a site, is learned of, or reports nodes
     /// it shuns.
     pub(crate) fn changes(&self, site: &SiteKey) -> watch::Receiver<()> {

@@ -7,11 +7,13 @@
 //! ([`capability`]). Nodes sign the records of the addresses where they listen ([`record`]), and
 //! devices their reports ([`report`]). The realm tells each node its labels and pins
 //! ([`statement`]), and whether it may begin a rollout now ([`turn`]). Nodes that are excluded
-//! before their certificate expires are on a signed list ([`revoked`]).
+//! before their certificate expires are on a signed list ([`revoked`]); rollouts that stand still
+//! are in signed notices ([`halt`]).
 
 pub mod capability;
 pub mod enroll;
 pub mod files;
+pub mod halt;
 pub mod identity;
 pub mod record;
 pub mod report;

@@ -5,6 +5,7 @@ mod agree;
 mod capabilities;
 mod content;
 mod fleet;
+mod halts;
 mod manifests;
 mod metadata;
 mod owner;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
+use distd_peer::news::Newsroom;
 use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
@@ -202,6 +204,7 @@ pub struct Origin {
     data: PathBuf,
     spool: PathBuf,
     revoked: Arc<Revoked>,
+    news: Arc<Newsroom>,
     rules: rights::RuleCache,
     report_pace: ReportPace,
     /// Signalled when a rollout may have a next step.
@@ -273,6 +276,7 @@ impl Origin {
         let ingest = Ingest::new(db.clone(), store.clone())
             .with_zstd_level(zstd_level)
             .with_limits(limits, vec![spool.clone()]);
+        let news = Newsroom::open(data, realm.ca_der().clone());
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),
@@ -290,6 +294,7 @@ impl Origin {
             data: data.clone(),
             spool,
             revoked: Arc::default(),
+            news,
             rules: Default::default(),
             report_pace: ReportPace::default(),
             rollouts_due: tokio::sync::Notify::new(),

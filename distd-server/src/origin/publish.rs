@@ -243,7 +243,9 @@ impl Origin {
         let Some(row) = found else { return Ok(self.db.rollouts_are_signed(product, channel, None).await?) };
         let Some(release) = self.db.release(product, &row.version).await? else { return Ok(()) };
         let rollout = self.rollout_doc(&row).await?;
-        self.repository.apply(vec![channel_change(&row, &release, rollout)], unix_now()).await?;
+        let change = channel_change(&row, &release, rollout.clone());
+        self.repository.apply(vec![change], unix_now()).await?;
+        self.tell_of_channel(&row, rollout.as_ref()).await;
         Ok(self.db.rollouts_are_signed(product, channel, Some(row.counter)).await?)
     }
 

@@ -8,7 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
 use distd_core::fleet::{
-    Capability, NodeStatement, SignedCapability, SignedStatement, capability_message, statement_message,
+    Capability, HaltNotice, NodeStatement, SignedCapability, SignedHalt, SignedStatement, capability_message,
+    halt_message, statement_message,
 };
 use distd_core::role::Role;
 use distd_peer::net::ResetKey;
@@ -303,6 +304,15 @@ impl Realm {
     /// [`RealmError::Issue`] when signing failed.
     pub fn sign_turn(&self, message: &[u8]) -> Result<Vec<u8>, RealmError> {
         self.ca_key.sign_statement(message)
+    }
+
+    /// Signs a halt notice.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_halt(&self, notice: HaltNotice) -> Result<SignedHalt, RealmError> {
+        let signature = self.ca_key.sign_statement(&halt_message(&notice))?.into();
+        Ok(SignedHalt { notice, signature })
     }
 
     /// Signs the list of revoked nodes.

@@ -20,6 +20,7 @@ mod build;
 mod check;
 mod conn;
 mod faults;
+pub mod fleet;
 mod log;
 mod net;
 mod node;

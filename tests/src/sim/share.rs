@@ -115,7 +115,8 @@ impl Sim {
             ControlEvent::Peers(_)
             | ControlEvent::Unchoked
             | ControlEvent::PeersWanted
-            | ControlEvent::Capability(_) => return,
+            | ControlEvent::Capability(_)
+            | ControlEvent::Halt(_) => return,
         }
         self.drive(n);
     }
@@ -212,7 +213,13 @@ impl Sim {
                 self.site_changed(n, &site);
             }
             (ControlEvent::Have(_) | ControlEvent::Shuns(_), None) => {}
-            (ControlEvent::Choked(_) | ControlEvent::Unchoked | ControlEvent::Capability(_), _) => {}
+            (
+                ControlEvent::Choked(_)
+                | ControlEvent::Unchoked
+                | ControlEvent::Capability(_)
+                | ControlEvent::Halt(_),
+                _,
+            ) => {}
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod clocks;
 mod crowds;
+mod halts;
 mod liars;
 mod machine;
 mod peers;

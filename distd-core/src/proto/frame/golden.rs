@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
-    CapabilityBody, Choke, Codec, Cost, Data, DontHave, DontHaveReason, EnrollBody, Handshake, Metadata,
-    MetadataRequest, Node, NodeRequest, NodesEnd, PeerRecord, PeerRecords, Ranges, Shun,
+    CapabilityBody, Choke, Codec, Cost, Data, DontHave, DontHaveReason, EnrollBody, HaltBody, Handshake,
+    Metadata, MetadataRequest, Newer, Node, NodeRequest, NodesEnd, PeerRecord, PeerRecords, Ranges, Shun,
 };
 use distd_core::{ChunkId, ManifestId, NodeHash, NodeId};
 
@@ -80,5 +80,7 @@ pub(crate) fn golden() -> Vec<(Frame, &'static str)> {
             "8011 04 0000000000000001 0000000000000002",
         ),
         (Frame::Capability(CapabilityBody(Bytes::from_static(b"c"))), "8a0163"),
+        (Frame::Halt(HaltBody(Bytes::from_static(b"h"))), "8b0168"),
+        (Frame::Newer(Newer { version: 259 }), "8c08 0000000000000103"),
     ]
 }

@@ -11,6 +11,7 @@ mod data;
 mod enroll;
 mod handshake;
 mod metadata;
+mod news;
 mod nodes;
 mod pex;
 mod ranges;
@@ -23,6 +24,7 @@ pub use data::{Codec, Data};
 pub use enroll::EnrollBody;
 pub use handshake::{Handshake, PROTOCOL_VERSION};
 pub use metadata::{Metadata, MetadataRequest};
+pub use news::{HaltBody, Newer};
 pub use nodes::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
 pub use pex::{PeerRecord, PeerRecords, RECORD_DOMAIN};
 pub use ranges::{DontHave, DontHaveReason, Ranges};
@@ -71,6 +73,10 @@ frames! {
     137 SHUN = Shun(Shun),
     /// A newer capability of the sender.
     138 CAPABILITY = Capability(CapabilityBody),
+    /// A notice that a rollout stands still.
+    139 HALT = Halt(HaltBody),
+    /// The answerer has newer metadata about channels.
+    140 NEWER = Newer(Newer),
 }
 
 #[cfg(test)]
