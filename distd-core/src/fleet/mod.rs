@@ -6,6 +6,7 @@ mod capability;
 mod grants;
 mod labels;
 mod patterns;
+pub mod receipts;
 pub mod report;
 mod rights;
 pub mod rollout;

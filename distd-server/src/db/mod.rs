@@ -28,6 +28,7 @@ mod packs;
 mod patch_sets;
 mod pins;
 mod products;
+mod receipts;
 mod releases;
 mod reports;
 mod restore;
@@ -59,6 +60,7 @@ pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
+pub use receipts::{LogRow, NodeLogRow, RECEIPTS_PER_DAY_MAX, RECEIPTS_PER_NODE_MAX};
 pub use releases::ReleaseRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
@@ -466,6 +468,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0012_rollouts"),
     migration!("0013_fleet_state"),
     migration!("0014_audit"),
+    migration!("0015_receipts", ".sqlite.sql", ".postgres.sql"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the

@@ -10,6 +10,7 @@ mod metadata;
 mod owner;
 mod patches;
 mod publish;
+mod receipts;
 mod registry;
 mod reports;
 mod revoked;
@@ -48,6 +49,7 @@ pub(crate) use owner::Owner;
 pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub use receipts::LogError;
 pub use reports::TakeReportsError;
 pub use revoked::RevokedListError;
 pub use rights::NodeRights;
@@ -170,6 +172,9 @@ pub enum OpenError {
     /// Another process signs for this store now.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// The log of receipts cannot be continued.
+    #[error("could not continue the log of receipts")]
+    Log(#[from] LogError),
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
@@ -204,6 +209,7 @@ pub struct Origin {
     revoked: Arc<Revoked>,
     rules: rights::RuleCache,
     report_pace: ReportPace,
+    newest_head: receipts::NewestHead,
     /// Signalled when a rollout may have a next step.
     rollouts_due: tokio::sync::Notify,
     /// Readings of the list of revoked nodes take turns.
@@ -292,6 +298,7 @@ impl Origin {
             revoked: Arc::default(),
             rules: Default::default(),
             report_pace: ReportPace::default(),
+            newest_head: Default::default(),
             rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
@@ -315,6 +322,7 @@ impl Origin {
         if cut_off > 0 {
             tracing::info!(cut_off, "patch sets are made again");
         }
+        origin.resume_log().await?;
         origin.publish_pending(&listed).await?;
         origin.finish_withdrawals().await?;
         origin.refresh_revoked().await?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
+use distd_core::fleet::receipts::{LogHead, SignedHead};
 use distd_core::fleet::{
     Capability, NodeStatement, SignedCapability, SignedStatement, capability_message, statement_message,
 };
@@ -294,6 +295,15 @@ impl Realm {
         let body = statement.encode();
         let signature = self.ca_key.sign_statement(&statement_message(&body))?.into();
         Ok(SignedStatement { statement, body, signature })
+    }
+
+    /// Signs a head of the log of receipts.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_log_head(&self, head: LogHead) -> Result<SignedHead, RealmError> {
+        let signature = self.ca_key.sign_statement(&head.message())?.into();
+        Ok(SignedHead { head, signature })
     }
 
     /// Signs the list of revoked nodes.

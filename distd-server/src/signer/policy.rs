@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::fleet::receipts::is_head_message;
 use distd_core::fleet::{is_capability_message, is_statement_message};
 use distd_core::role::Role;
 use distd_peer::trust::identity::certificate_names;
@@ -178,11 +179,14 @@ pub(super) fn check_statement(message: &[u8], now: u64) -> Result<(), String> {
     }
     let is_known = is_seal_message(message)
         || is_statement_message(message)
+        || is_head_message(message)
         || message.starts_with(&revoked_message(b""));
     match is_known {
         true => Ok(()),
-        false => Err("the CA's key signs only certificates, seals of replies, lists of revoked nodes, capabilities and \
-                      statements about nodes"
-            .to_owned()),
+        false => Err(
+            "the CA's key signs only certificates, seals of replies, lists of revoked nodes, capabilities, \
+                      statements about nodes and heads of the log"
+                .to_owned(),
+        ),
     }
 }
