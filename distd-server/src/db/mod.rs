@@ -644,6 +644,7 @@ mod tests {
             ("rollouts", "880500cf9e1d7cbe", "6858e46a09658e71"),
             ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
             ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
+            ("receipts", "2ae90e20a38609b2", "e4f327b96cd7aefb"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -21,12 +21,12 @@ use crate::store::StoreError;
 /// restored to an earlier state.
 const HEAD_OBJECT: &str = "log-head";
 
-/// Least time between two heads, seconds: many devices ask at once.
+/// Least time between two heads for peers, seconds: many devices ask at once.
 const HEAD_EVERY: u64 = 2;
 
 /// Time after which a head is signed again although nothing was added, seconds: its time says that
 /// nothing is missing.
-const HEAD_AGAIN: u64 = 60;
+const HEAD_AGAIN: u64 = 10;
 
 /// Most rollouts of a channel that one publication can change: one ends, and another begins.
 const ROLLOUTS_CHANGED: u32 = 4;
@@ -97,17 +97,22 @@ impl Origin {
         Ok(Some((number, proof)))
     }
 
-    /// Signed head of the log, at most [`HEAD_EVERY`] seconds old.
+    /// Signed head of the whole log.
     ///
     /// # Errors
     /// [`LogError`].
     pub async fn log_head(&self) -> Result<SignedHead, LogError> {
+        self.log_head_within(0).await
+    }
+
+    /// Signed head of the log that may lack what was added within the last `every` seconds.
+    async fn log_head_within(&self, every: u64) -> Result<SignedHead, LogError> {
         let mut newest = self.newest_head.lock().await;
         let now = unix_now();
         let size = self.db.log_size().await?;
         if let Some(signed) = newest.as_ref() {
             let age = now.saturating_sub(signed.head.at);
-            let is_enough = if signed.head.size == size { age < HEAD_AGAIN } else { age < HEAD_EVERY };
+            let is_enough = if signed.head.size == size { age < HEAD_AGAIN } else { age < every };
             // A head has a later time than one before it, whatever the clock says.
             if is_enough || now < signed.head.at {
                 return Ok(signed.clone());
@@ -131,7 +136,7 @@ impl Origin {
     /// [`LogError`].
     pub(super) async fn log_answer(&self, asked: &LogQuestion) -> Result<bytes::Bytes, LogError> {
         let head = match asked.to {
-            0 => Some(self.log_head().await?),
+            0 => Some(self.log_head_within(HEAD_EVERY).await?),
             _ => None,
         };
         let to = head.as_ref().map_or(asked.to, |signed| signed.head.size);
