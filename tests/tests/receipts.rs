@@ -11,7 +11,7 @@ use distd_core::fleet::report::{LogReport, Report, Running};
 use distd_core::fleet::rollout::{RolloutId, point};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::report::{ReportSigner, is_kept, question};
-use distd_tests::lab::{Daemon, Lab, Outcome};
+use distd_tests::lab::{Daemon, Lab, Outcome, binary};
 use distd_tests::leaf::Leaf;
 use serde_bytes::ByteBuf;
 use serde_json::Value;
@@ -419,4 +419,30 @@ fn a_log_of_a_restored_database_continues_under_another_id_and_devices_go_on() {
     check(&lab, &after, &[now], &[]);
     assert!(outside(&lab, &after, &[]).stdout.contains("lost entries"));
     check(&lab, &after, &[before], &["is of another log"]);
+
+    // Database and store of an earlier time: the origin itself remembers no later head.
+    let (origin, backup) = (lab.path("origin"), lab.path("whole-backup"));
+    let server = |command: &str| {
+        let mut server = Command::new(binary("distd-server"));
+        server.arg(command).arg(&backup).arg("--data").arg(&origin);
+        let done = Outcome::of(server.output().expect("run distd-server"));
+        assert_eq!(done.code, 0, "{}", done.stderr);
+    };
+    server("backup");
+    release(&lab, "4");
+    set_channel(&lab, "4");
+    wait_until("its fourth receipt is in the log", || is_proven(&lab, "one", 4));
+    let now = lab.path("one/log-head.json");
+    let latest = shown(&now)["log"].clone();
+    lab.stop_origin();
+    fs::rename(&origin, lab.path("lost")).expect("rename");
+    server("restore");
+    lab.start_origin();
+    wait_until("the device follows the log under its third id", || shown(&now)["log"] != latest);
+    let faults = kept(&lab, "one", "log-evidence.json");
+    let faults = faults.as_array().expect("a list").iter();
+    assert!(
+        faults.clone().all(|found| found["fault"].as_str().is_some_and(|text| text.contains("begun anew")))
+    );
+    check(&lab, &export(&lab, "restored.jsonl"), &[now], &[]);
 }

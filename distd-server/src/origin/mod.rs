@@ -49,6 +49,7 @@ pub(crate) use owner::Owner;
 pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub(crate) use receipts::LOG_RESTORED;
 pub use receipts::LogError;
 pub use reports::TakeReportsError;
 pub use revoked::RevokedListError;

@@ -8,6 +8,7 @@ use distd_core::fleet::rollout::Threshold;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::random;
+use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::receipts::{LogAnswer, LogQuestion, verify_head};
 use distd_peer::trust::token::sha256;
 use tokio::sync::Mutex;
@@ -20,6 +21,10 @@ use crate::store::StoreError;
 /// Object with the newest head that this origin handed out. A database with fewer entries was
 /// restored to an earlier state.
 const HEAD_OBJECT: &str = "log-head";
+
+/// File in the data directory by which `distd-server restore` says that database and store are of
+/// an earlier time, so that neither knows the newest head.
+pub(crate) const LOG_RESTORED: &str = "log.restored";
 
 /// Least time between two heads for peers, seconds: many devices ask at once.
 const HEAD_EVERY: u64 = 2;
@@ -46,6 +51,9 @@ pub enum LogError {
     /// Another process signs for this store now.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// A file of the data directory cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// The newest head that this process signed.
@@ -153,7 +161,11 @@ impl Origin {
     pub(super) async fn resume_log(&self) -> Result<(), LogError> {
         let now = unix_now();
         let log = self.db.log_id(LogId(random::bytes()), signed(now)).await?;
-        let Some(bytes) = self.ingest.store().get(HEAD_OBJECT).await? else { return Ok(()) };
+        let mark = self.data.join(LOG_RESTORED);
+        let is_restored = files::read(&mark)?.is_some();
+        let Some(bytes) = self.ingest.store().get(HEAD_OBJECT).await? else {
+            return Ok(files::remove(&mark)?);
+        };
         let Some(before) =
             SignedHead::decode(&bytes).ok().filter(|signed| verify_head(self.realm.ca_der(), signed).is_ok())
         else {
@@ -165,7 +177,7 @@ impl Origin {
         let LogHead { log: log_before, size, root, .. } = before.head;
         let size_now = self.db.log_size().await?;
         let is_whole = log == log_before && size <= size_now && self.log_root(size).await? == root;
-        if is_whole || self.db.had_log_id(&log_before, &log).await? {
+        if !is_restored && (is_whole || self.db.had_log_id(&log_before, &log).await?) {
             return Ok(());
         }
         let id = LogId(random::bytes());
@@ -177,7 +189,8 @@ impl Origin {
              devices that saw more report it for a week (docs/receipts.md, \"A database that was restored\")"
         );
         let event = RestartEvent { at: now, log: id.to_string(), before: hex::encode(before.encode()) };
-        Ok(self.db.restart_log(id, &Entry::Restart(event), signed(now)).await?)
+        self.db.restart_log(id, &Entry::Restart(event), signed(now)).await?;
+        Ok(files::remove(&mark)?)
     }
 
     /// Adds the changes of a channel's rollouts to the log. Called before `document`, which tells
