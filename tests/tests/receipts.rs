@@ -411,7 +411,10 @@ fn a_log_of_a_restored_database_continues_under_another_id_and_devices_go_on() {
         |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).expect("a head")).expect("JSON");
     let now = lab.path("one/log-head.json");
     assert_ne!(shown(&now)["log"], shown(&before)["log"]);
-    // The device goes on, and so does the log.
+    // The device goes on, and so does the log: it has the receipt again that was lost.
+    wait_until("its second receipt is in the log again", || is_proven(&lab, "one", 2));
+    let listed = lab.admin(&["receipts", "ls"]).ok().stdout;
+    assert_eq!(receipts_in(&export(&lab, "again.jsonl")).len(), 2, "{listed}");
     release(&lab, "3");
     set_channel(&lab, "3");
     wait_until("its third receipt is in the log", || is_proven(&lab, "one", 3));

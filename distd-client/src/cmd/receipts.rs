@@ -67,8 +67,8 @@ enum Command {
         /// Certificate of the realm's CA, as in realm/ca.pem of the origin or ca.pem of a device.
         #[arg(long, value_name = "FILE")]
         ca: PathBuf,
-        /// A file with heads from elsewhere, such as log-head.json or log-evidence.json of a device,
-        /// that the log must continue; may be given several times.
+        /// A file with heads from elsewhere that the log must continue, such as log-head.json or
+        /// log-evidence.json of a device; may be given several times.
         #[arg(long, value_name = "FILE")]
         head: Vec<PathBuf>,
     },

@@ -49,8 +49,9 @@ const HOOKS: &str = "/etc/distd/hooks.d";
 
 /// Default time limit of such a program.
 const HOOK_LIMIT: Duration = Duration::from_secs(5 * 60);
-/// Time after which a receipt that a parent keeps must be in the log: a relay that its origin cannot
-/// reach for some minutes is no reason for alarm.
+
+/// Time after which a receipt that a parent keeps must be in the log: a relay that is cut off for
+/// some minutes is no reason for alarm.
 const RECEIPT_BOUND: Duration = Duration::from_secs(3600);
 
 /// Default program that restarts the system.

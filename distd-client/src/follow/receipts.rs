@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use distd_core::ManifestId;
 use distd_core::error::Chain;
-use distd_core::fleet::receipts::{Receipt, SignedReceipt};
+use distd_core::fleet::receipts::{Entry, Receipt, SignedHead, SignedReceipt};
 use distd_core::fleet::report::{LogReport, REPORT_RECEIPTS_MAX};
 use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::Name;
@@ -55,7 +55,6 @@ struct Waiting {
 
 impl Waiting {
     fn receipt(&self) -> Option<SignedReceipt> {
-        use distd_core::fleet::receipts::Entry;
         match Entry::decode(&hex::decode(&self.entry).ok()?) {
             Ok(Entry::Receipt(signed)) => Some(signed),
             _ => None,
@@ -71,6 +70,9 @@ struct Contents {
     /// What the last receipt says.
     #[serde(default)]
     last: Option<Ran>,
+    /// The last receipt, as [`Waiting::entry`]: a log that lost entries gets it again.
+    #[serde(default)]
+    last_entry: Option<String>,
     #[serde(default)]
     waiting: Vec<Waiting>,
 }
@@ -131,6 +133,7 @@ impl Receipts {
         let before = self.contents.clone();
         self.contents.number = number;
         self.contents.last = Some(ran);
+        self.contents.last_entry = Some(entry.clone());
         self.contents.waiting.push(Waiting { entry, kept: None, again: false, hidden: false });
         while self.contents.waiting.len() > WAITING_MAX {
             self.contents.waiting.remove(0);
@@ -171,6 +174,16 @@ impl Receipts {
         self.write_or_warn();
     }
 
+    /// Sends the last receipt again: the log lost entries, maybe this one. A log that has it stays
+    /// as it is.
+    fn send_again(&mut self) {
+        let Some(entry) = self.contents.last_entry.clone() else { return };
+        if self.contents.waiting.iter().all(|waiting| waiting.entry != entry) {
+            self.contents.waiting.push(Waiting { entry, kept: None, again: false, hidden: false });
+            self.write_or_warn();
+        }
+    }
+
     fn write_or_warn(&self) {
         if let Err(error) = self.write() {
             tracing::warn!(error = %Chain(&error), "{FILE_NAME} cannot be written");
@@ -202,7 +215,12 @@ impl Receipts {
             let link = parents.any_link().await?;
             Ok::<_, distd_peer::parents::ParentsError>(link.metadata(question).await?)
         };
+        let log = |head: Option<SignedHead>| head.map(|signed| signed.head.log);
+        let before = log(self.witness.head());
         let Some(looked) = self.witness.look(leaf, now, ask).await else { return false };
+        if before.is_some() && before != log(self.witness.head()) {
+            self.send_again();
+        }
         let Some(waiting) = waiting else { return true };
         let Some(at) = self.contents.waiting.iter().position(|known| known.entry == waiting.entry) else {
             return true;

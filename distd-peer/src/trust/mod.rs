@@ -5,9 +5,9 @@
 //! ([`tls`]). The content of a release is defined by signed TUF metadata ([`tuf`]), which any
 //! untrusted tier may forward. What a node may fetch and serve is in its capabilities
 //! ([`capability`]). Nodes sign the records of the addresses where they listen ([`record`]), and
-//! devices their reports ([`report`]) and receipts, whose log every node watches ([`receipts`]). The realm tells each node its labels and pins
-//! ([`statement`]). Nodes that are excluded before their certificate expires are
-//! on a signed list ([`revoked`]).
+//! devices their reports ([`report`]) and receipts, whose log every node watches ([`receipts`]).
+//! The realm tells each node its labels and pins ([`statement`]). Nodes that are excluded before
+//! their certificate expires are on a signed list ([`revoked`]).
 
 pub mod capability;
 pub mod enroll;

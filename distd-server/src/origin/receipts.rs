@@ -86,8 +86,8 @@ impl Origin {
         self.with_hashes(|hashes| consistency(from, to, hashes)).await.map(Some)
     }
 
-    /// Number of the entry with the hash `leaf`, and the proof that the first `size` entries include
-    /// it; `None` when they do not.
+    /// Number of the entry with the hash `leaf`, and the proof that the first `size` entries
+    /// include it; `None` when they do not.
     ///
     /// # Errors
     /// [`DbError`].

@@ -116,8 +116,8 @@ pub fn inclusion(number: u64, size: u64, hashes: &mut Hashes<'_>) -> Vec<TreeHas
     proof
 }
 
-/// Proof that the tree of the first `old` entries is the beginning of that of the first `new`; empty
-/// when `old` is 0 or `new`, or more than `new`.
+/// Proof that the tree of the first `old` entries is the beginning of that of the first `new`;
+/// empty when `old` is 0 or `new`, or more than `new`.
 pub fn consistency(old: u64, new: u64, hashes: &mut Hashes<'_>) -> Vec<TreeHash> {
     if old == 0 || old >= new {
         return Vec::new();

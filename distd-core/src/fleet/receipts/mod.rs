@@ -1,6 +1,6 @@
 //! Receipts of devices, and the append-only log that has them (docs/receipts.md). A device signs
-//! what it runs; the origin keeps the receipts in a Merkle tree with the events of rollouts; anybody
-//! checks it.
+//! what it runs. The origin keeps the receipts in a Merkle tree with the events of rollouts.
+//! Anybody checks it.
 //!
 //! This module knows the bytes and the tree. The caller checks signatures.
 
