@@ -193,6 +193,11 @@ fn a_log_that_loses_a_receipt_is_refused_by_every_device_and_by_the_outside_prog
     // Six receipts; the rollout began, opened two waves and was complete.
     assert_eq!(entries, 10, "{listed}");
 
+    // A relay looks every 30 seconds.
+    for node in ["one", "two", "three", "relay"] {
+        wait_until("the node has the newest head", || kept(&lab, node, "log-head.json")["size"] == entries);
+    }
+
     // One bit of the export is another one; a line is missing.
     let text = fs::read_to_string(&whole).expect("the export");
     let first = receipts_in(&whole)[0];
