@@ -1,9 +1,14 @@
 //! The log of receipts: a Merkle tree that is added to, never changed, never deleted
 //! (docs/receipts.md). Triggers of the database refuse all else.
 //!
-//! Table `receipt_log`: the entries. Table `receipt_tree`: hashes of the complete subtrees above
-//! them, one row for each entry on average. Table `receipt_logs`: ids of the log. Table
-//! `node_logs`: what each node says about the log, one row a node.
+//! Table `receipt_log`: the entries.
+//!
+//! Table `receipt_tree`: hashes of the complete subtrees above the entries, one row for each entry
+//! on average.
+//!
+//! Table `receipt_logs`: ids of the log, the last one in force.
+//!
+//! Table `node_logs`: what each node says about the log, one row a node.
 
 use std::collections::BTreeMap;
 
