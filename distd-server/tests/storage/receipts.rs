@@ -5,7 +5,7 @@ use distd_core::fleet::receipts::{
     Entry, LogId, Receipt, RestartEvent, SignedReceipt, TreeHash, consistency, extends, includes, inclusion,
     leaf_hash, node_of_key, root, subtrees_for,
 };
-use distd_core::fleet::report::{HeadSeen, LogReport, Report, Running};
+use distd_core::fleet::report::{HeadSeen, LogReport, Report};
 use distd_server::db::{PutReport, RECEIPTS_PER_DAY_MAX};
 use sqlx::{AnyPool, AssertSqlSafe};
 
@@ -28,18 +28,29 @@ fn receipt(number: u64) -> SignedReceipt {
     SignedReceipt { key: KEY, signature: [2; 64], receipt }
 }
 
+/// Enrols a node.
+async fn known(world: &World, node: &NodeId) {
+    let token = join_token("ab", 99);
+    // The token or the node may be there already.
+    let _ = world.db.put_join_token(&token, &LabelMap::new()).await;
+    let (id, key) = (node.to_string(), node.0.repeat(2));
+    let wanted = Enrolment {
+        token: &token.public_key,
+        node: &id,
+        public_key: &key,
+        role: "leaf",
+        label: "x",
+        now: NOW,
+    };
+    let _ = world.db.enrol(&wanted).await;
+}
+
 async fn report(world: &World, sequence: u64, receipts: Vec<SignedReceipt>, now: i64) -> PutReport {
     let head = Some(HeadSeen { size: sequence, at: 9 });
     let log = LogReport { head, fault: "x".into(), hidden: 1, ..LogReport::default() };
     let report = Report { sequence, boot: vec![3; 16], log, ..Report::default() };
-    let running = Running {
-        product: name("os"),
-        channel: name("stable"),
-        version: Some(name("1")),
-        manifest: None,
-        held: None,
-    };
-    let put = world.db.put_report_with(&node_of_key(&KEY), &report, &[&running], &[], receipts, now).await;
+    known(world, &node_of_key(&KEY)).await;
+    let put = world.db.put_report_with(&node_of_key(&KEY), &report, &[], &[], receipts, now).await;
     put.expect("recorded")
 }
 
@@ -135,6 +146,9 @@ on_every_back_end! {
     }
 
     async fn reports_at_once_make_one_log(world: World) {
+        for n in 1..=8_u8 {
+            known(world, &node_of_key(&[n; 32])).await;
+        }
         let reports = (1..=8_u8).map(|n| {
             let signed = SignedReceipt { key: [n; 32], ..receipt(1) };
             let node: NodeId = signed.node();
