@@ -190,7 +190,14 @@ fn report(sequence: u64) -> Report {
         manifest: None,
         held: None,
     };
-    Report { sequence, at: sequence, boot: vec![3; 16], running: vec![runs], attempts: vec![attempt] }
+    Report {
+        sequence,
+        at: sequence,
+        boot: vec![3; 16],
+        running: vec![runs],
+        attempts: vec![attempt],
+        ..Report::default()
+    }
 }
 
 /// Takes signed reports as a relay hands them over, 64 in one question.

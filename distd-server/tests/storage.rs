@@ -7,6 +7,8 @@
 mod audit;
 #[path = "storage/fleet.rs"]
 mod fleet;
+#[path = "storage/receipts.rs"]
+mod receipts;
 #[path = "storage/rollouts.rs"]
 mod rollouts;
 #[path = "storage/state.rs"]

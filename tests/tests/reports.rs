@@ -16,7 +16,7 @@ fn report(leaf: &Leaf, sequence: u64, channel: &str, version: &str) -> Bytes {
         manifest: None,
         held: None,
     };
-    let report = Report { sequence, at: 1, boot: vec![0; 16], running: vec![running], attempts: Vec::new() };
+    let report = Report { sequence, at: 1, boot: vec![0; 16], running: vec![running], ..Report::default() };
     let signer = ReportSigner::new(&leaf.identity).expect("a signer");
     signer.sign(report).expect("signs").bytes
 }

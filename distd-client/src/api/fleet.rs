@@ -2,7 +2,7 @@
 
 use distd_core::api::{
     AuditPage, ChangeLabels, FleetNode, FleetPage, FleetStatus, GrantList, GroupList, GroupMembers,
-    GroupSelection, NewGrants, NewGroup, NodeDetail, NodeLabels, Pin,
+    GroupSelection, NewGrants, NewGroup, NodeDetail, NodeLabels, Pin, ReceiptsHead, ReceiptsPage,
 };
 use reqwest::Method;
 
@@ -32,6 +32,16 @@ impl Api {
     /// Returns a page of the audit log.
     pub(crate) async fn audit(&self, query: &Query) -> Result<AuditPage, ApiError> {
         self.send_json(self.asked(&["v1", "audit"], query)).await
+    }
+
+    /// Returns the newest head of the log of receipts.
+    pub(crate) async fn receipts_head(&self) -> Result<ReceiptsHead, ApiError> {
+        self.get(&["v1", "receipts", "head"]).await
+    }
+
+    /// Returns a page of the log of receipts.
+    pub(crate) async fn receipts(&self, query: &Query) -> Result<ReceiptsPage, ApiError> {
+        self.send_json(self.asked(&["v1", "receipts", "entries"], query)).await
     }
 
     /// Changes the labels that an operator gave a node; returns all its labels.

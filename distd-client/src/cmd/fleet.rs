@@ -7,7 +7,7 @@ use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, joined, table, time};
 use distd_core::api::{
     DEVICES_PAGE, DEVICES_PAGE_MAX, FleetChannel, FleetCount, FleetDevice, FleetNode, FleetPage,
-    FleetRelease, FleetStatus, NodeAttempt,
+    FleetRelease, FleetStatus, NodeAttempt, NodeLog,
 };
 use distd_core::fleet::Selector;
 use distd_core::fleet::state::{Contact, UpdateState};
@@ -165,6 +165,9 @@ fn channel_cells(channel: &FleetChannel) -> Vec<String> {
     ]
 }
 
+/// Longest text about a fault of the log that is shown, characters.
+const FAULT_SHOWN: usize = 100;
+
 const CHANNEL_HEAD: [&str; 5] = ["CHANNEL", "RUNS", "WANTED", "UPDATE", "REASON"];
 
 fn page_text(page: &FleetPage) -> String {
@@ -187,8 +190,21 @@ fn page_text(page: &FleetPage) -> String {
 }
 
 fn show_text(found: &FleetNode) -> String {
-    let FleetNode { detail, contact, channels, attempts, why } = found;
+    let FleetNode { detail, contact, channels, attempts, log, why } = found;
     let mut text = format!("contact            {contact}\n{}", node_text(detail));
+    if let Some(log) = log {
+        let NodeLog { size, head_at, fault, hidden, .. } = log;
+        text.push_str(&format!(
+            "\nlog of receipts    {size} entries, signed {}",
+            time(i64::try_from(*head_at).unwrap_or(i64::MAX))
+        ));
+        if let Some(fault) = fault {
+            text.push_str(&format!("\nFAULT OF THE LOG   {}", shown(fault, FAULT_SHOWN)));
+        }
+        if *hidden > 0 {
+            text.push_str(&format!("\nHIDDEN RECEIPTS    {hidden}: sent twice, and not in a later head"));
+        }
+    }
     if !channels.is_empty() {
         let mut rows = vec![CHANNEL_HEAD.map(str::to_owned).to_vec()];
         rows.extend(channels.iter().map(channel_cells));

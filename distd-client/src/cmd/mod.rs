@@ -17,6 +17,7 @@ pub(crate) mod plan;
 pub(crate) mod product;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod receipts;
 pub(crate) mod release;
 pub(crate) mod rollout;
 pub(crate) mod simulate;

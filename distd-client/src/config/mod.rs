@@ -50,6 +50,10 @@ const HOOKS: &str = "/etc/distd/hooks.d";
 /// Default time limit of such a program.
 const HOOK_LIMIT: Duration = Duration::from_secs(5 * 60);
 
+/// Time after which a receipt that a parent keeps must be in the log: a relay that is cut off for
+/// some minutes is no reason for alarm.
+const RECEIPT_BOUND: Duration = Duration::from_secs(3600);
+
 /// Default program that restarts the system.
 const REBOOT_COMMAND: &str = "systemctl reboot";
 
@@ -150,6 +154,8 @@ pub struct Values {
     pub hooks: PathBuf,
     /// Time limit of each of these programs.
     pub hook_limit: Duration,
+    /// Time within which a receipt of the device must be in the realm's log.
+    pub receipt_bound: Duration,
 }
 
 impl Default for Values {
@@ -186,6 +192,7 @@ impl Default for Values {
             time_zone: None,
             hooks: HOOKS.into(),
             hook_limit: HOOK_LIMIT,
+            receipt_bound: RECEIPT_BOUND,
         }
     }
 }

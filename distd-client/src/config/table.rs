@@ -426,6 +426,20 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Number(s.hook_limit.as_secs().into()),
         },
         Setting {
+            key: "follow.receipt_seconds",
+            option: "receipt-seconds",
+            variable: "DISTD_RECEIPT_SECONDS",
+            value: "SECONDS",
+            several: false,
+            default: "3600",
+            help: "Time within which a receipt that a parent keeps must be in the realm's log",
+            set: |s, text| {
+                number(text, 1..=7 * DAY_SECONDS)
+                    .map(|seconds| s.receipt_bound = Duration::from_secs(seconds))
+            },
+            show: |s| Shown::Number(s.receipt_bound.as_secs().into()),
+        },
+        Setting {
             key: "policy.downgrade",
             option: "downgrade",
             variable: "DISTD_DOWNGRADE",

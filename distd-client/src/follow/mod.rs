@@ -5,7 +5,8 @@
 //! `begin` decides whether an attempt may begin, `step` takes it, `recover` goes on after a crash.
 //! `place` is where releases are: a `directory`, or `slots` with a `boot` loader. `hooks` runs the
 //! operator's programs, `restart` the system, [`failures`] remembers releases that did not work
-//! here, `reports` tells the realm.
+//! here, `reports` tells the realm, and
+//! `receipts` what the device signed about the releases that it ran.
 
 mod begin;
 mod boot;
@@ -15,6 +16,7 @@ mod hooks;
 mod journal;
 mod place;
 mod programs;
+mod receipts;
 mod recover;
 mod reports;
 mod restart;
@@ -103,6 +105,8 @@ pub struct FollowRequest {
     pub hooks: PathBuf,
     /// Time limit of each of these programs.
     pub hook_limit: Duration,
+    /// Time within which a receipt of the device must be in the realm's log.
+    receipt_bound: Duration,
     /// State directory of the device.
     pub data: PathBuf,
     /// Addresses of the parents, nearest first.
@@ -146,6 +150,7 @@ impl FollowRequest {
             },
             hooks: settings.hooks.clone(),
             hook_limit: settings.hook_limit,
+            receipt_bound: settings.receipt_bound,
             data: data.to_owned(),
             parents: settings.parents.clone(),
             downgrade: settings.downgrade,
@@ -269,7 +274,7 @@ impl Follower {
                 Place::Slots(Slots::open(slots, loader, &request.product, &request.data).await?)
             }
         };
-        let reporter = Reporter::open(identity, parents)?;
+        let reporter = Reporter::open(identity, parents, &request.data, request.receipt_bound)?;
         Ok(Self { step: Step::open(request, place, reporter, news), looks: Arc::default(), _lock: lock })
     }
 
@@ -288,6 +293,7 @@ impl Follower {
                     tracing::warn!(error = %Chain(error.as_ref()), "no release was installed; trying again");
                 }
                 step.report().await;
+                step.look_at_log().await;
                 // Jitter keeps a fleet that was switched on at once from asking in step ever after.
                 let wait = step.pause().mul_f64(0.75 + 0.25 * random::fraction());
                 tokio::select! {

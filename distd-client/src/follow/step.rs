@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
@@ -17,8 +18,9 @@ use super::failures::{self, Failures};
 use super::hooks::{About, Hook, HookError, Hooks};
 use super::journal::{Entry, Journal};
 use super::place::{Activated, Place};
+use super::receipts::Ran;
 use super::recover::CUT_OFF_MAX;
-use super::reports::Reporter;
+use super::reports::{Reporter, rollout_of};
 use super::restart::{BootId, Restarter};
 use super::simulated::SimulatedState;
 use super::{FollowRequest, PlaceSettings};
@@ -190,12 +192,20 @@ impl Step {
             tracing::warn!(error = %Chain(error.as_ref()), "it is unknown what runs");
             None
         });
+        if let Some(version) = current.clone() {
+            let ran = Ran {
+                product: self.request.product.clone(),
+                manifest: self.manifest_of(&version),
+                slot: self.place.booted_slot().cloned(),
+                rollout: rollout_of(&self.journal, &version),
+                version,
+            };
+            self.reporter.ran(ran);
+        }
         // While a release is checked, the one before is what runs well.
         let checked = |entry: &&Entry| entry.attempt.state == AttemptState::Checking;
         let version = self.journal.under_way().filter(checked).map_or(current, |entry| entry.from.clone());
-        let manifest = version.as_ref().and_then(|version| {
-            read_kept_manifest(&self.place.path_of(version), &self.request.data).map(|kept| kept.id())
-        });
+        let manifest = version.as_ref().and_then(|version| self.manifest_of(version));
         let running = Running {
             product: self.request.product.clone(),
             channel: self.request.channel.clone(),
@@ -211,6 +221,15 @@ impl Step {
             };
         }
         self.reporter.send(running, &mut self.journal).await;
+    }
+
+    fn manifest_of(&self, version: &Name) -> Option<ManifestId> {
+        read_kept_manifest(&self.place.path_of(version), &self.request.data).map(|kept| kept.id())
+    }
+
+    /// Looks at the realm's log of receipts.
+    pub(super) async fn look_at_log(&mut self) {
+        self.reporter.look_at_log().await;
     }
 
     /// Ends what a crash cut off, looks at the channel, and installs what this device is to run.
@@ -231,8 +250,9 @@ impl Step {
         if !self.recover().await? {
             return Ok(());
         }
-        let Look { version, rollout, led_by, held, ahead, .. } = self.look().await?;
+        let Look { version, rollout, led_by, wave, held, ahead, .. } = self.look().await?;
         self.held = held;
+        self.reporter.saw(rollout.as_ref().map(|doc| doc.id), wave);
         if ahead {
             // A device that is ahead of its channel stays where it is.
             return self.give_up().await;

@@ -144,6 +144,8 @@ pub struct Look {
     /// Document of the channel's rollout, if the release is the one that it leads to, or one that
     /// it requires before.
     pub led_by: Option<RolloutDoc>,
+    /// Wave of this device in that rollout, from 0.
+    pub wave: Option<usize>,
     /// Rollout of the channel, and the counter of the channel in that document.
     pub document: Option<(RolloutId, u64)>,
     /// Why the release is not that of the channel's rollout.
@@ -172,8 +174,11 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         .channel
         .and_then(|doc| doc.rollout)
         .filter(|_| resolved.choice.held.is_none() && resolved.choice.release != Chosen::OfChannel);
+    let labels = statement.as_ref().map(NodeStatement::for_selectors);
+    let wave = led_by.as_ref().and_then(|doc| doc.wave(&session.node(), labels.as_ref()));
     Ok(Look {
         document,
+        wave,
         version: resolved.version,
         manifest: resolved.manifest,
         rollout: led_by.clone().filter(|_| resolved.choice.release == Chosen::OfRollout),

@@ -102,6 +102,11 @@ impl Session {
         })
     }
 
+    /// Id of this device.
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// Serves the held chunks of a manifest until the returned value is dropped; `None` when the
     /// exchange is off.
     pub(super) fn publish(

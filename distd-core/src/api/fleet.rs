@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeDetail, Word};
+use super::{NodeDetail, NodeLog, Word};
 use crate::fleet::report::AttemptState;
 use crate::fleet::state::{Contact, UpdateState};
 
@@ -210,6 +210,9 @@ pub struct FleetNode {
     pub channels: Vec<FleetChannel>,
     /// Its attempts, one of each rollout, the newest first; at most 100.
     pub attempts: Vec<NodeAttempt>,
+    /// Its view of the log of receipts; null while it has none.
+    #[serde(default)]
+    pub log: Option<NodeLog>,
     /// A sentence for each channel about why it runs what it runs, or one about the node.
     pub why: Vec<String>,
 }

@@ -16,6 +16,7 @@ mod groups;
 mod nodes;
 mod patches;
 mod products;
+mod receipts;
 mod releases;
 mod rollouts;
 mod state;
@@ -42,6 +43,9 @@ pub use nodes::{
 };
 pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
+pub use receipts::{
+    NodeLog, RECEIPTS_PAGE, RECEIPTS_PAGE_MAX, ReceiptsEntry, ReceiptsHead, ReceiptsPage, ReceiptsProof,
+};
 pub use releases::{Release, ReleaseKind, ReleaseList};
 pub use rollouts::{
     Approval, NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,

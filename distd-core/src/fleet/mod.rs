@@ -7,6 +7,7 @@ mod grants;
 mod halt;
 mod labels;
 mod patterns;
+pub mod receipts;
 pub mod report;
 mod rights;
 pub mod rollout;

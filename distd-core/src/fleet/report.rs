@@ -7,7 +7,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
+use super::receipts::RECEIPT_BYTES_MAX;
 use super::rollout::{Held, RolloutId};
 use crate::ManifestId;
 use crate::names::Name;
@@ -20,6 +22,12 @@ pub const REPORT_RUNNING_MAX: usize = 8;
 
 /// Most attempts in a report, the newest.
 pub const REPORT_ATTEMPTS_MAX: usize = 8;
+
+/// Most receipts in a report, the first ones that wait.
+pub const REPORT_RECEIPTS_MAX: usize = 4;
+
+/// Longest text about a fault of the log, bytes.
+pub const REPORT_FAULT_MAX: usize = 100;
 
 /// Longest text about a failure, bytes.
 pub const REPORT_DETAIL_MAX: usize = 200;
@@ -196,8 +204,42 @@ pub struct Running {
     pub held: Option<Held>,
 }
 
+/// Head of the log of receipts that a device keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadSeen {
+    /// Number of entries.
+    pub size: u64,
+    /// Time at which the origin signed it, unix seconds.
+    pub at: u64,
+}
+
+/// A device's part in the log of receipts (docs/receipts.md).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    /// Receipts that are not known to be in the log, the first one first, each with its signature
+    /// before it; at most [`REPORT_RECEIPTS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<ByteBuf>,
+    /// Newest head that the device has verified; `None` before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadSeen>,
+    /// Fault of the log that the device found, in words; empty without one. At most
+    /// [`REPORT_FAULT_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fault: String,
+    /// Number of receipts of the device that the log hides.
+    #[serde(default)]
+    pub hidden: u32,
+}
+
+impl LogReport {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Report of a device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Number of the report. A later report of the device has a higher one.
     pub sequence: u64,
@@ -210,6 +252,9 @@ pub struct Report {
     pub running: Vec<Running>,
     /// Attempts, the newest first.
     pub attempts: Vec<Attempt>,
+    /// Receipts, and what the device knows of their log.
+    #[serde(default, skip_serializing_if = "LogReport::is_empty")]
+    pub log: LogReport,
 }
 
 /// Reason why bytes are no report.
@@ -243,9 +288,13 @@ impl Report {
         for note in report.attempts.iter_mut().filter_map(|attempt| attempt.failure.as_mut()) {
             note.detail = printable(&note.detail);
         }
+        report.log.fault = printable(&report.log.fault);
         let too_large = report.running.len() > REPORT_RUNNING_MAX
             || report.attempts.len() > REPORT_ATTEMPTS_MAX
             || report.boot.len() != 16
+            || report.log.receipts.len() > REPORT_RECEIPTS_MAX
+            || report.log.receipts.iter().any(|bytes| bytes.len() > 64 + RECEIPT_BYTES_MAX)
+            || report.log.fault.len() > REPORT_FAULT_MAX
             || report.attempts.iter().filter_map(|attempt| attempt.failure.as_ref()).any(is_long);
         if too_large { Err(ReportError::TooLarge) } else { Ok(report) }
     }
@@ -309,6 +358,12 @@ mod tests {
                 seconds: 20,
                 bytes: SourceBytes { disk: 1, neighbours: 2, relay: 3, origin: 4 },
             }],
+            log: LogReport {
+                receipts: vec![ByteBuf::from(vec![1; 170])],
+                head: Some(HeadSeen { size: 9, at: 10 }),
+                fault: String::new(),
+                hidden: 0,
+            },
         }
     }
 
@@ -316,7 +371,7 @@ mod tests {
     fn a_report_survives_its_bytes_and_is_small() {
         let bytes = report().encode();
         assert_eq!(Report::decode(&bytes).expect("a report"), report());
-        assert!(bytes.len() < 500, "{}", bytes.len());
+        assert!(bytes.len() < 700, "{}", bytes.len());
     }
 
     #[test]
@@ -330,6 +385,11 @@ mod tests {
         assert!(matches!(Report::decode(&long.encode()), Err(ReportError::TooLarge)));
         let short = Report { boot: vec![1; 15], ..report() };
         assert!(matches!(Report::decode(&short.encode()), Err(ReportError::TooLarge)));
+        let mut full = report();
+        full.log.receipts = vec![ByteBuf::new(); REPORT_RECEIPTS_MAX + 1];
+        assert!(matches!(Report::decode(&full.encode()), Err(ReportError::TooLarge)));
+        full.log = LogReport { fault: "x".repeat(REPORT_FAULT_MAX + 1), ..LogReport::default() };
+        assert!(matches!(Report::decode(&full.encode()), Err(ReportError::TooLarge)));
         assert!(matches!(Report::decode(&[0xc1]), Err(ReportError::Malformed(_))));
         assert!(matches!(Report::decode(&vec![0; REPORT_BYTES_MAX + 1]), Err(ReportError::TooLarge)));
         assert_eq!(FailureNote::new(FailureKind::Health, &"ä".repeat(150)).detail.len(), 200);
@@ -371,7 +431,8 @@ mod tests {
             failure: Some(FailureNote::new(FailureKind::Health, &"x".repeat(REPORT_DETAIL_MAX))),
             ..full.attempts[0].clone()
         };
-        full.attempts = vec![attempt; 4];
+        full.attempts = vec![attempt; 2];
+        full.log.receipts = vec![ByteBuf::from(vec![0; 64 + RECEIPT_BYTES_MAX]); REPORT_RECEIPTS_MAX];
         assert!(full.encode().len() <= REPORT_BYTES_MAX, "{}", full.encode().len());
     }
 

@@ -13,9 +13,11 @@ use distd_core::bounds::HELD_MANIFESTS_MAX;
 use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 use distd_core::role::Role;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::OnceCell;
 
 use super::asked_capabilities::AskedCapabilities;
+use super::log::LogWatch;
 use super::metadata_cache::{MetadataCache, PARENT_DOWN};
 use super::mirror::Mirror;
 use super::reports::{KeepError, Reports};
@@ -29,6 +31,7 @@ use crate::rates::Throttle;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
 use crate::trust::capability::{CapabilityQuestion, FILE_OF_ANY};
+use crate::trust::receipts::Witness;
 use crate::trust::report;
 use crate::trust::statement::StatementQuestion;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
@@ -85,6 +88,8 @@ pub struct Relay {
     mirror: Option<Mirror>,
     /// Reports of devices that wait for a parent.
     reports: Option<Arc<Reports>>,
+    /// Watch over the log of receipts.
+    log: Option<LogWatch>,
     /// Unix time in seconds at which a parent last answered; 0 for never.
     heard: AtomicU64,
     /// Counters of this relay.
@@ -107,6 +112,7 @@ impl Relay {
             asked: Mutex::default(),
             mirror: None,
             reports: None,
+            log: None,
             heard: AtomicU64::new(0),
             counters: RelayCounters::default(),
         }
@@ -132,6 +138,19 @@ impl Relay {
     pub fn keeping_reports(mut self, dir: &Path) -> Self {
         self.reports = Some(Arc::new(Reports::load(dir)));
         self
+    }
+
+    /// Watches the log of receipts, and keeps its newest head in the state directory `dir`. A relay
+    /// without it tells its devices no head.
+    #[must_use]
+    pub fn watching_log(mut self, dir: &Path, ca: CertificateDer<'static>) -> Self {
+        self.log = Some(LogWatch::new(Witness::load(dir, ca)));
+        self
+    }
+
+    /// Watch over the log of receipts.
+    pub(super) fn log(&self) -> Option<&LogWatch> {
+        self.log.as_ref()
     }
 
     /// Unix time in seconds at which a parent last answered; 0 for never.
@@ -508,6 +527,9 @@ impl Content for Relay {
             if let Some(asked) = question.turn {
                 let node = if peer.role == Role::Relay { asked.node() } else { peer.node_id };
                 return self.ask_metadata(asked.of_node(node).encode()).await;
+            }
+            if let Some(asked) = question.log {
+                return Ok(self.log_of(asked).await);
             }
             if let Some(asked) = question.statement {
                 // The parent believes this relay, so the relay must not pass on the claim of a

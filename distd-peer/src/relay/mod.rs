@@ -6,6 +6,7 @@ mod batch_fetch;
 mod config;
 mod content;
 mod demand;
+mod log;
 mod metadata_cache;
 mod mirror;
 mod reports;

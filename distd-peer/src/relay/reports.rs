@@ -183,8 +183,7 @@ mod tests {
         }
 
         fn report(&self, sequence: u64) -> Bytes {
-            let report =
-                Report { sequence, at: 2, boot: vec![0; 16], running: Vec::new(), attempts: Vec::new() };
+            let report = Report { sequence, at: 2, boot: vec![0; 16], ..Report::default() };
             ReportSigner::new(&self.identity).and_then(|signer| signer.sign(report)).expect("signs").bytes
         }
 

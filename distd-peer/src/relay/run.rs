@@ -143,6 +143,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine, capabilities));
     let relay = Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone()));
     let relay = relay.limited(config.download.clone()).mirroring(&config.data.join("metadata"));
+    let relay = relay.watching_log(&config.data, ca.clone());
     let relay = Arc::new(relay.keeping_reports(&config.data.join("reports")));
     let reset = ResetKey::of_node(&identity.private_key());
     let quic = quic_server(credentials.clone(), &ca)?;
@@ -179,6 +180,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     tasks.spawn(async move { passing_on.pass_reports_on().await });
     tasks.spawn(news::parents::follow(relay.parents().clone(), room.clone()));
     tasks.spawn(pass_versions_on(relay.clone(), room));
+    let watching = relay.clone();
+    tasks.spawn(async move { watching.watch_log().await });
     tasks.spawn(watch_parents(relay.clone(), config.parents.clone()));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })

@@ -5,16 +5,17 @@
 //! ([`tls`]). The content of a release is defined by signed TUF metadata ([`tuf`]), which any
 //! untrusted tier may forward. What a node may fetch and serve is in its capabilities
 //! ([`capability`]). Nodes sign the records of the addresses where they listen ([`record`]), and
-//! devices their reports ([`report`]). The realm tells each node its labels and pins
-//! ([`statement`]), and whether it may begin a rollout now ([`turn`]). Nodes that are excluded
-//! before their certificate expires are on a signed list ([`revoked`]); rollouts that stand still
-//! are in signed notices ([`halt`]).
+//! devices their reports ([`report`]) and receipts, whose log every node watches ([`receipts`]).
+//! The realm tells each node its labels and pins ([`statement`]), and whether it may begin a
+//! rollout now ([`turn`]). Nodes that are excluded before their certificate expires are on a signed
+//! list ([`revoked`]); rollouts that stand still are in signed notices ([`halt`]).
 
 pub mod capability;
 pub mod enroll;
 pub mod files;
 pub mod halt;
 pub mod identity;
+pub mod receipts;
 pub mod record;
 pub mod report;
 pub mod revoked;

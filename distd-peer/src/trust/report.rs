@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
 use distd_core::NodeId;
+use distd_core::fleet::receipts::{Receipt, SignedReceipt, receipt_message};
 use distd_core::fleet::report::{REPORT_BYTES_MAX, Report, ReportError, sequence_of};
 use distd_core::lru::Lru;
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
@@ -73,6 +74,22 @@ impl ReportSigner {
         let key = KeyPair::try_from(identity.private_key().secret_der())
             .map_err(|e| IdentityError::Key("node.key".into(), e))?;
         Ok(Self { key, node: identity.node_id() })
+    }
+
+    /// Signs a receipt of this node.
+    ///
+    /// # Errors
+    /// [`IdentityError::Request`] if the key cannot sign.
+    pub fn sign_receipt(&self, receipt: Receipt) -> Result<SignedReceipt, IdentityError> {
+        let signature = self.key.sign(&receipt_message(&receipt.encode())).map_err(IdentityError::Request)?;
+        let key = self.key.der_bytes().try_into().expect("an Ed25519 key has 32 bytes");
+        let signature = signature.as_slice().try_into().expect("an Ed25519 signature has 64 bytes");
+        Ok(SignedReceipt { key, signature, receipt })
+    }
+
+    /// Node whose key signs.
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Signs a report.
@@ -184,7 +201,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        Report { sequence: 1, at: 2, boot: vec![0; 16], running: Vec::new(), attempts: Vec::new() }
+        Report { sequence: 1, at: 2, boot: vec![0; 16], ..Report::default() }
     }
 
     #[test]

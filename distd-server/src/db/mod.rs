@@ -29,6 +29,7 @@ mod packs;
 mod patch_sets;
 mod pins;
 mod products;
+mod receipts;
 mod releases;
 mod reports;
 mod restore;
@@ -62,6 +63,7 @@ pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
+pub use receipts::{LogRow, NodeLogRow, RECEIPTS_PER_DAY_MAX, RECEIPTS_PER_NODE_MAX};
 pub use releases::ReleaseRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
@@ -471,6 +473,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0013_fleet_state"),
     migration!("0014_audit"),
     migration!("0015_conditions"),
+    migration!("0016_receipts", ".sqlite.sql", ".postgres.sql"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -647,6 +650,7 @@ mod tests {
             ("fleet_state", "47ec9b820e9e92bb", "47ec9b820e9e92bb"),
             ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
             ("conditions", "ef860728dcbc4c90", "ef860728dcbc4c90"),
+            ("receipts", "2ae90e20a38609b2", "e4f327b96cd7aefb"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

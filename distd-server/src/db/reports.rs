@@ -11,12 +11,14 @@
 use std::collections::HashMap;
 
 use distd_core::NodeId;
+use distd_core::fleet::receipts::SignedReceipt;
 use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::fleet::state::Seen;
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
+use super::receipts::put_receipts;
 use super::rollouts::UNDER_WAY;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed};
@@ -143,6 +145,23 @@ impl Db {
         attempts: &[(RolloutId, &Attempt)],
         now: UnixSeconds,
     ) -> Result<PutReport, DbError> {
+        self.put_report_with(node, report, running, attempts, Vec::new(), now).await
+    }
+
+    /// As [`put_report`](Self::put_report), and adds the node's receipts to the log in the same
+    /// transaction. The caller has checked their signatures.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn put_report_with(
+        &self,
+        node: &NodeId,
+        report: &Report,
+        running: &[&Running],
+        attempts: &[(RolloutId, &Attempt)],
+        receipts: Vec<SignedReceipt>,
+        now: UnixSeconds,
+    ) -> Result<PutReport, DbError> {
         let what = "record the report";
         let mut tx = self.begin_write().await?;
         let put = sqlx::query(
@@ -225,6 +244,7 @@ impl Db {
             .await
             .map_err(failed(what))?;
         }
+        put_receipts(&mut tx, node, receipts, &report.log, now).await.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(PutReport::Recorded)
     }

@@ -16,7 +16,9 @@ use distd_peer::serve::ServeError;
 use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
-use crate::origin::{PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError, WithdrawError};
+use crate::origin::{
+    LogError, PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError, WithdrawError,
+};
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
@@ -421,6 +423,12 @@ impl From<RequestPatchesError> for ApiError {
 
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<LogError> for ApiError {
+    fn from(error: LogError) -> Self {
         Self::internal(error)
     }
 }

@@ -23,6 +23,7 @@ mod openapi;
 mod packs;
 mod patches;
 mod products;
+mod receipts;
 mod releases;
 mod request_id;
 mod rollouts;
@@ -134,6 +135,7 @@ fn routes() -> impl Iterator<Item = Route> {
         grants::routes(),
         rollouts::routes(),
         audit::routes(),
+        receipts::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()

@@ -14,7 +14,7 @@ use super::backup::{Backed, BackupError, FORMAT, KEYS, MARK, copy_file, copy_tre
 use super::keys::{KeysError, rotate_locked};
 use crate::db::sqlite_path;
 use crate::locks::{LockError, Locks};
-use crate::origin::Places;
+use crate::origin::{LOG_RESTORED, Places};
 use crate::store::directory_of;
 use crate::tuf::RotatableRole;
 
@@ -104,6 +104,8 @@ pub async fn restore(places: &Places, from: &Path) -> Result<Restored, RestoreEr
             copy_tree(&from.join(name), &places.data.join(name))?;
         }
     }
+    // Nodes may have seen a later log than the backup has, and the store's memory of it is as old.
+    files::write_atomic(&places.data.join(LOG_RESTORED), b"", 0o600)?;
     let roles = ["snapshot".to_owned(), "timestamp".to_owned()];
     let roles = [(&roles[0], RotatableRole::Snapshot), (&roles[1], RotatableRole::Timestamp)];
     let keys = rotate_locked(places, &roles, true).await.err();

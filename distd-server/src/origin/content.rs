@@ -112,6 +112,9 @@ impl Content for Shared {
                 let answer = origin.capability_answer(peer, asked, &question.targets).await;
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));
             }
+            if let Some(asked) = &question.log {
+                return origin.log_answer(asked).await.map_err(|e| internal(e.into()));
+            }
             if let Some(asked) = &question.statement {
                 let answer = origin.statement_answer(peer, asked).await;
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use distd_core::NodeId;
 use distd_core::api::{
     FLEET_RELEASES_MAX, FleetChannel, FleetCount, FleetDevice, FleetNode, FleetPage, FleetRelease,
-    FleetStatus, Node, NodeAttempt, NodeDetail, Word,
+    FleetStatus, Node, NodeAttempt, NodeDetail, NodeLog, Word,
 };
 use distd_core::fleet::Selector;
 use distd_core::fleet::rollout::RolloutId;
@@ -445,10 +445,18 @@ impl Origin {
             }
         }
         let attempts = self.db.attempts_of_node(&node.id).await?;
+        let log = self.db.node_log(&node.id).await?.map(|row| NodeLog {
+            size: row.size,
+            head_at: row.head_at,
+            fault: Some(row.fault).filter(|fault| !fault.is_empty()),
+            hidden: row.hidden,
+            reported: row.received,
+        });
         Ok(FleetNode {
             contact: Word::from(Contact::of(node.reported, now)),
             channels,
             attempts: attempts.into_iter().map(attempt).collect(),
+            log,
             why,
             detail,
         })

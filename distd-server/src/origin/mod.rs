@@ -11,6 +11,7 @@ mod metadata;
 mod owner;
 mod patches;
 mod publish;
+mod receipts;
 mod registry;
 mod reports;
 mod revoked;
@@ -50,6 +51,8 @@ pub(crate) use owner::Owner;
 pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub(crate) use receipts::LOG_RESTORED;
+pub use receipts::LogError;
 pub use reports::TakeReportsError;
 pub use revoked::RevokedListError;
 pub use rights::NodeRights;
@@ -172,6 +175,9 @@ pub enum OpenError {
     /// Another process signs for this store now.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// The log of receipts cannot be continued.
+    #[error("could not continue the log of receipts")]
+    Log(#[from] LogError),
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
@@ -207,6 +213,7 @@ pub struct Origin {
     news: Arc<Newsroom>,
     rules: rights::RuleCache,
     report_pace: ReportPace,
+    newest_head: receipts::NewestHead,
     /// Signalled when a rollout may have a next step.
     rollouts_due: tokio::sync::Notify,
     /// Readings of the list of revoked nodes take turns.
@@ -297,6 +304,7 @@ impl Origin {
             news,
             rules: Default::default(),
             report_pace: ReportPace::default(),
+            newest_head: Default::default(),
             rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
@@ -320,6 +328,7 @@ impl Origin {
         if cut_off > 0 {
             tracing::info!(cut_off, "patch sets are made again");
         }
+        origin.resume_log().await?;
         origin.publish_pending(&listed).await?;
         origin.finish_withdrawals().await?;
         origin.refresh_revoked().await?;

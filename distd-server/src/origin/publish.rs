@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use distd_core::fleet::rollout::RolloutDoc;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
@@ -211,7 +212,9 @@ impl Origin {
         for row in self.db.channels().await? {
             let listed = believed.contains(&(row.product.clone(), row.version.clone()));
             if let Some(release) = self.db.release(&row.product, &row.version).await?.filter(|_| listed) {
-                changes.push(channel_change(&row, &release, self.rollout_doc(&row).await?));
+                let document = channel_document(&row, &release, self.rollout_doc(&row).await?);
+                self.log_rollouts(&row.product, &row.channel, Some(&document)).await?;
+                changes.push(channel_change(&row, document));
             }
         }
         // The lists of patch sets are set likewise.
@@ -240,11 +243,15 @@ impl Origin {
         channel: &Name,
     ) -> Result<(), PublishChannelError> {
         let found = self.db.channel(product, channel).await?;
-        let Some(row) = found else { return Ok(self.db.rollouts_are_signed(product, channel, None).await?) };
+        let Some(row) = found else {
+            self.log_rollouts(product, channel, None).await?;
+            return Ok(self.db.rollouts_are_signed(product, channel, None).await?);
+        };
         let Some(release) = self.db.release(product, &row.version).await? else { return Ok(()) };
         let rollout = self.rollout_doc(&row).await?;
-        let change = channel_change(&row, &release, rollout.clone());
-        self.repository.apply(vec![change], unix_now()).await?;
+        let document = channel_document(&row, &release, rollout.clone());
+        self.log_rollouts(product, channel, Some(&document)).await?;
+        self.repository.apply(vec![channel_change(&row, document)], unix_now()).await?;
         self.tell_of_channel(&row, rollout.as_ref()).await;
         Ok(self.db.rollouts_are_signed(product, channel, Some(row.counter)).await?)
     }
@@ -312,7 +319,7 @@ impl Origin {
     }
 }
 
-fn channel_change(row: &ChannelRow, release: &ReleaseRow, rollout: Option<RolloutDoc>) -> Change {
+fn channel_document(row: &ChannelRow, release: &ReleaseRow, rollout: Option<RolloutDoc>) -> Bytes {
     let doc = ChannelDoc {
         product: row.product.clone(),
         channel: row.channel.clone(),
@@ -323,6 +330,9 @@ fn channel_change(row: &ChannelRow, release: &ReleaseRow, rollout: Option<Rollou
         rollout,
         extra: Map::new(),
     };
-    let json = serde_json::to_vec(&doc).expect("names and numbers always encode");
-    Change::SetChannel { product: row.product.clone(), channel: row.channel.clone(), json: json.into() }
+    serde_json::to_vec(&doc).expect("names and numbers always encode").into()
+}
+
+fn channel_change(row: &ChannelRow, document: Bytes) -> Change {
+    Change::SetChannel { product: row.product.clone(), channel: row.channel.clone(), json: document }
 }

@@ -12,6 +12,7 @@ use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::Name;
 use distd_core::role::Role;
 use distd_peer::clock::unix_now;
+use distd_peer::trust::receipts::open_receipts;
 use distd_peer::trust::report::{REPORTS_MAX, SignedReport};
 use distd_peer::trust::tls::PeerIdentity;
 use serde_bytes::ByteBuf;
@@ -114,7 +115,10 @@ impl Origin {
             tracing::debug!(%node, "a report is dropped: the node may not report on what it names");
             return Ok(false);
         }
-        let put = self.db.put_report(node, report, &running, &attempts, signed(unix_now())).await?;
+        let mut receipts = open_receipts(signed_report);
+        receipts.retain(|signed| running.iter().any(|runs| runs.product == signed.receipt.product));
+        let now = signed(unix_now());
+        let put = self.db.put_report_with(node, report, &running, &attempts, receipts, now).await?;
         Ok(put == PutReport::Recorded)
     }
 }

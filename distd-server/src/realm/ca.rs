@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
+use distd_core::fleet::receipts::{LogHead, SignedHead};
 use distd_core::fleet::{
     Capability, HaltNotice, NodeStatement, SignedCapability, SignedHalt, SignedStatement, capability_message,
     halt_message, statement_message,
@@ -313,6 +314,15 @@ impl Realm {
     pub fn sign_halt(&self, notice: HaltNotice) -> Result<SignedHalt, RealmError> {
         let signature = self.ca_key.sign_statement(&halt_message(&notice))?.into();
         Ok(SignedHalt { notice, signature })
+    }
+
+    /// Signs a head of the log of receipts.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_log_head(&self, head: LogHead) -> Result<SignedHead, RealmError> {
+        let signature = self.ca_key.sign_statement(&head.message())?.into();
+        Ok(SignedHead { head, signature })
     }
 
     /// Signs the list of revoked nodes.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::fleet::receipts::is_head_message;
 use distd_core::fleet::rollout::is_turn_message;
 use distd_core::fleet::{is_capability_message, is_halt_message, is_statement_message};
 use distd_core::role::Role;
@@ -181,12 +182,13 @@ pub(super) fn check_statement(message: &[u8], now: u64) -> Result<(), String> {
         || is_statement_message(message)
         || is_turn_message(message)
         || is_halt_message(message)
+        || is_head_message(message)
         || message.starts_with(&revoked_message(b""));
     match is_known {
         true => Ok(()),
         false => Err(
             "the CA's key signs only certificates, seals of replies, lists of revoked nodes, capabilities, \
-                      turns, halt notices and statements about nodes"
+                      turns, halt notices, heads of the log of receipts and statements about nodes"
                 .to_owned(),
         ),
     }

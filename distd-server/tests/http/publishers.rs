@@ -29,7 +29,7 @@ const OPEN: [&str; 7] =
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 38] = [
+const RESTRICTED: [(&str, &str, &str); 42] = [
     ("GET", "/v1/audit", "admin"),
     ("GET", "/v1/fleet", "admin"),
     ("GET", "/v1/fleet/nodes", "admin"),
@@ -60,6 +60,10 @@ const RESTRICTED: [(&str, &str, &str); 38] = [
     ("PUT", "/v1/products/{product}/releases/{version}/content", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/uploads", "publish"),
+    ("GET", "/v1/receipts/entries", "admin"),
+    ("GET", "/v1/receipts/head", "admin"),
+    ("GET", "/v1/receipts/proof/consistency", "admin"),
+    ("GET", "/v1/receipts/proof/inclusion", "admin"),
     ("GET", "/v1/tokens", "admin"),
     ("POST", "/v1/tokens", "admin"),
     ("DELETE", "/v1/tokens/{id}", "admin"),

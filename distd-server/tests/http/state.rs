@@ -66,7 +66,7 @@ pub(crate) async fn reports(
         manifest: None,
         held,
     };
-    let report = Report { sequence: 1, at: 7, boot: vec![3; 16], running: Vec::new(), attempts: Vec::new() };
+    let report = Report { sequence: 1, at: 7, boot: vec![3; 16], ..Report::default() };
     let attempts: Vec<_> = attempt.iter().map(|attempt| (ROLLOUT, attempt)).collect();
     let now = unix_now() as i64 - age;
     let put = world.running.origin.db().put_report(&id(n), &report, &[&runs], &attempts, now).await;

@@ -105,7 +105,7 @@ pub(super) async fn report(
     attempt: Option<&Attempt>,
     now: i64,
 ) -> PutReport {
-    let report = Report { sequence, at: 7, boot: vec![3; 16], running: Vec::new(), attempts: Vec::new() };
+    let report = Report { sequence, at: 7, boot: vec![3; 16], ..Report::default() };
     let attempts: Vec<_> = attempt.map(|attempt| (RolloutId([1; 16]), attempt)).into_iter().collect();
     world.db.put_report(node, &report, &[runs], &attempts, now).await.expect("recorded")
 }

@@ -38,7 +38,7 @@ on_every_back_end! {
         assert_eq!(counts, ReportCounts { reported: 3, online: 2, following: 3 });
         // A node that follows two channels of a product is one device.
         let report = distd_core::fleet::report::Report {
-            sequence: 2, at: 7, boot: vec![3; 16], running: Vec::new(), attempts: Vec::new(),
+            sequence: 2, at: 7, boot: vec![3; 16], ..Default::default()
         };
         let beta = running("beta", None, None);
         world.db.put_report(&a, &report, &[&held, &beta], &[], NOW + 6).await.expect("recorded");

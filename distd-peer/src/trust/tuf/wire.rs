@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::trust::capability::CapabilityQuestion;
+use crate::trust::receipts::LogQuestion;
 use crate::trust::report::REPORTS_MAX;
 use crate::trust::statement::StatementQuestion;
 use crate::trust::turn::TurnQuestion;
@@ -77,6 +78,10 @@ pub struct Query {
     /// Question for a turn in a rollout; a query with it asks for nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turn: Option<TurnQuestion>,
+    /// Question for the head of the log of receipts, and for proofs; a query with it asks for
+    /// nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogQuestion>,
     /// Signed reports ([`crate::trust::report`]); a query with them asks for nothing else. The
     /// answer says that the parent keeps them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
