@@ -73,6 +73,7 @@ enum Command {
     Grant(cmd::grant::Args),
     Rollout(cmd::rollout::Args),
     Simulate(cmd::simulate::Args),
+    Status(cmd::status::Args),
     Why(cmd::why::Args),
 }
 
@@ -102,6 +103,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Grant(args) => cmd::grant::run(context, args).await,
         Command::Rollout(args) => cmd::rollout::run(context, args).await,
         Command::Simulate(args) => cmd::simulate::run(context, args).await,
+        Command::Status(args) => cmd::status::run(context, args),
         Command::Why(args) => cmd::why::run(context, args).await,
     }
 }

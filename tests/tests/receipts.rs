@@ -248,7 +248,7 @@ fn a_log_that_loses_a_receipt_is_refused_by_every_device_and_by_the_outside_prog
     let said = outside(&lab, &grown, &heads[..1]);
     assert!(said.code == 1 && said.stdout.contains("the log was rewritten"), "{}", said.stdout);
     wait_until("a device has evidence of that", || {
-        kept(&lab, "one", "log-evidence.json").to_string().contains("does not continue")
+        kept(&lab, "one", "log-evidence.json").to_string().contains("continues the one before")
     });
     fleet.iter_mut().for_each(Daemon::kill);
 }

@@ -625,7 +625,9 @@ fn a_channel_may_want_the_approval_of_a_second_token() {
     }
     let begun = ok(&lab, &["rollout", "start", FOLLOWED, "2", "--waves", "100%", "--soak", "1s"]);
     assert_eq!((&begun["waits_for"], &begun["rollout"]["approval"]), (&"approval".into(), &"wanted".into()));
-    let own = lab.admin(&["rollout", "approve", FOLLOWED]);
+    let id = begun["rollout"]["id"].as_str().expect("an id").to_owned();
+    let approve = ["rollout", "approve", FOLLOWED, "--rollout", &id];
+    let own = lab.admin(&approve);
     assert!(own.code == 4 && own.stderr.contains("another one approves"), "{}", own.stderr);
     // The origin takes a step each 5 seconds.
     std::thread::sleep(Duration::from_secs(7));
@@ -634,8 +636,10 @@ fn a_channel_may_want_the_approval_of_a_second_token() {
     let token = ok(&lab, &["token", "create", "--label", "second", "--scope", "channel,read"]);
     let mut second = lab.command("admin");
     second.env("DISTD_TOKEN", token["token"].as_str().expect("a token"));
-    let approved =
-        second.args(["rollout", "approve", FOLLOWED, "--reason", "tested"]).output().expect("run distd");
+    // An approval of something else is none.
+    let other = lab.admin(&["rollout", "approve", FOLLOWED, "--rollout", &"0".repeat(32)]);
+    assert!(other.code == 5 && other.stderr.contains("does not name it"), "{}", other.stderr);
+    let approved = second.args(approve).args(["--reason", "tested"]).output().expect("run distd");
     assert!(approved.status.success(), "{}", String::from_utf8_lossy(&approved.stderr));
     let ended = wait_for_state(&lab, "complete");
     assert_eq!(

@@ -54,10 +54,24 @@ fn a_device_fetches_early_and_installs_when_its_window_opens() {
     wait_until("release 2 is fetched", || place.join("releases/2").exists());
     wait_until("the device reports its window", || why().contains("window for updates"));
     assert_eq!(current(), "1");
+    let here = lab.device("till", &["status"]).ok().json;
+    assert_eq!(
+        (&here["version"], &here["wanted"], &here["held"]["reason"]),
+        (&"1".into(), &"2".into(), &"window".into())
+    );
+    let here = lab.device("till", &["why"]).ok().json;
+    assert!(here["why"][0].as_str().is_some_and(|why| why.contains("no window")), "{here}");
     let journal = fs::read_to_string(lab.path("till/follow.json")).expect("the journal");
     assert!(!journal.contains("\"version\": \"2\""), "{journal}");
     drop(agent);
 
     let _agent = follow(&["--install-window", &window(0)]);
     wait_until("release 2 runs", || current() == "2");
+    wait_until("the device says so", || {
+        let here = lab.device("till", &["status"]).ok().json;
+        here["version"] == "2" && here["attempt"]["state"] == "succeeded"
+    });
+    // A device that follows no channel says what to do.
+    let none = lab.device("other", &["status"]);
+    assert!(none.code == 7 && none.stderr.contains("--follow"), "{}", none.stderr);
 }

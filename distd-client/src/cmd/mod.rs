@@ -21,6 +21,7 @@ pub(crate) mod receipts;
 pub(crate) mod release;
 pub(crate) mod rollout;
 pub(crate) mod simulate;
+pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod verify;
 pub(crate) mod why;

@@ -10,7 +10,9 @@ use distd_core::api::{
     RolloutVerb, RolloutWave, Word, code,
 };
 use distd_core::fleet::Selector;
-use distd_core::fleet::rollout::{AfterHalt, Conditions, GroupBudget, HaltOn, Rate, Share, Urgency, Waves};
+use distd_core::fleet::rollout::{
+    AfterHalt, Conditions, GroupBudget, HaltOn, Rate, RolloutId, Share, Urgency, Waves,
+};
 use distd_core::fleet::window::Window;
 use distd_core::names::Name;
 
@@ -48,7 +50,13 @@ enum Command {
     Rollback(OrderArgs),
     /// Approve a rollout that another token began, where the channel wants that: its first wave may
     /// open.
-    Approve(OrderArgs),
+    Approve {
+        /// Id of the rollout, from distd rollout status: an approval is of what was looked at.
+        #[arg(long, value_name = "ID")]
+        rollout: RolloutId,
+        #[command(flatten)]
+        order: OrderArgs,
+    },
     /// List the rollouts of a channel, the newest first.
     History {
         /// Channel of the rollouts.
@@ -304,11 +312,17 @@ fn failed(error: ApiError, channel: &ChannelName) -> Failure {
     Failure::from(error).next(next)
 }
 
-async fn order(context: &Context, args: OrderArgs, verb: RolloutVerb) -> anyhow::Result<()> {
+async fn order(
+    context: &Context,
+    args: OrderArgs,
+    verb: RolloutVerb,
+    id: Option<String>,
+) -> anyhow::Result<()> {
     let OrderArgs { channel: named, reason, api } = args;
-    let order = RolloutOrder { order: verb, reason };
     let (product, channel) = (named.product.as_str(), named.channel.as_str());
-    let done = context.api(&api)?.order_rollout(product, channel, &order).await;
+    let api = context.api(&api)?;
+    let order = RolloutOrder { order: verb, rollout: id, reason };
+    let done = api.order_rollout(product, channel, &order).await;
     context.output().result(&done.map_err(|error| failed(error, &named))?, shown)
 }
 
@@ -370,9 +384,10 @@ async fn start(context: &Context, args: StartArgs) -> anyhow::Result<()> {
     let begun = begun.map_err(Failure::from)?;
     context.output().result(&begun, shown)?;
     if begun.rollout.approval == Approval::Wanted {
-        context
-            .output()
-            .note(&format!("next: with another token: distd rollout approve {product}:{channel}"));
+        context.output().note(&format!(
+            "next: with another token: distd rollout approve {product}:{channel} --rollout {}",
+            begun.rollout.id
+        ));
         return Ok(());
     }
     context.output().note(&format!("next: distd rollout status {product}:{channel}"));
@@ -394,11 +409,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::Pause(args) => order(context, args, RolloutVerb::Pause).await,
-        Command::Resume(args) => order(context, args, RolloutVerb::Resume).await,
-        Command::Halt(args) => order(context, args, RolloutVerb::Halt).await,
-        Command::Rollback(args) => order(context, args, RolloutVerb::Rollback).await,
-        Command::Approve(args) => order(context, args, RolloutVerb::Approve).await,
+        Command::Pause(args) => order(context, args, RolloutVerb::Pause, None).await,
+        Command::Resume(args) => order(context, args, RolloutVerb::Resume, None).await,
+        Command::Halt(args) => order(context, args, RolloutVerb::Halt, None).await,
+        Command::Rollback(args) => order(context, args, RolloutVerb::Rollback, None).await,
+        Command::Approve { rollout, order: args } => {
+            order(context, args, RolloutVerb::Approve, Some(rollout.to_string())).await
+        }
         Command::History { channel: ChannelName { product, channel }, api } => {
             let list = context.api(&api)?.rollouts(product.as_str(), channel.as_str()).await;
             context.output().result(&list.map_err(Failure::from)?, listed)

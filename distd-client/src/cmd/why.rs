@@ -6,28 +6,36 @@ use serde::Serialize;
 
 use super::node::unknown;
 use super::parse::node_id;
+use super::status::of_this_device;
 use crate::context::{ApiArgs, Context};
 
-/// Say why a node does not run the release of its channel.
+/// Say why a node does not run the release of its channel. Without an id: this device, by its
+/// agent's own notes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Id of the node, from distd node ls.
     #[arg(value_parser = node_id)]
-    id: String,
+    id: Option<String>,
     #[command(flatten)]
     api: ApiArgs,
 }
 
 #[derive(Serialize)]
 struct Why {
-    node: String,
+    /// Id of the node; absent for this device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     /// One sentence for each channel that the node follows.
     why: Vec<String>,
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let Some(id) = args.id else {
+        let why = vec![of_this_device(context)?.why()];
+        return context.output().result(&Why { node: None, why }, |found| found.why.join("\n"));
+    };
     let api = context.api(&args.api)?;
-    let node = api.node(&args.id).await.map_err(unknown)?;
+    let node = api.node(&id).await.map_err(unknown)?;
     let node = node.node;
     let mut why: Vec<String> = node.why_silent(time).into_iter().collect();
     if why.is_empty() {
@@ -40,5 +48,5 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             why.push(node.why(running, channel.as_deref(), time));
         }
     }
-    context.output().result(&Why { node: args.id, why }, |found| found.why.join("\n"))
+    context.output().result(&Why { node: Some(id), why }, |found| found.why.join("\n"))
 }

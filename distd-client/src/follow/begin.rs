@@ -38,7 +38,7 @@ impl Step {
     /// other devices wait for its end.
     ///
     /// # Errors
-    /// When no parent answers the question for a turn.
+    /// When the place was changed by somebody else.
     pub(super) async fn held_back(&mut self, beginning: &Beginning<'_>) -> anyhow::Result<Option<Held>> {
         let Beginning { version, rollout, number } = *beginning;
         let now = unix_now();
@@ -51,10 +51,14 @@ impl Step {
             return Ok(Some(Held::Consent));
         }
         let Some(doc) = rollout.filter(|doc| doc.turns) else { return Ok(None) };
-        match ask_turn(&self.pull_request(None)?.unshared(), doc.id, number).await? {
-            TurnAnswer::Begin => Ok(None),
-            TurnAnswer::Wait(after) => {
+        match ask_turn(&self.pull_request(None)?.unshared(), doc.id, number).await {
+            Ok(TurnAnswer::Begin) => Ok(None),
+            Ok(TurnAnswer::Wait(after)) => {
                 self.sooner = Some(Duration::from_secs(after));
+                Ok(Some(Held::Turn))
+            }
+            Err(error) => {
+                tracing::warn!(error = %Chain(error.as_ref()), "no turn in the rollout was given; asking again");
                 Ok(Some(Held::Turn))
             }
         }

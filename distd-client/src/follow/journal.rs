@@ -28,6 +28,12 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) attempt: Attempt,
+    /// Rollout that led to the attempt, that of a version which it requires included.
+    #[serde(default)]
+    pub(super) led_by: Option<RolloutId>,
+    /// Wave of the device in it, from 0.
+    #[serde(default)]
+    pub(super) wave: Option<usize>,
     /// Release to go back to; `None` when there was none before.
     pub(super) from: Option<Name>,
     /// Time after which the attempt has failed, seconds.
@@ -61,6 +67,8 @@ impl Entry {
     pub(super) fn new(attempt: Attempt, from: Option<Name>, timeout: u64) -> Self {
         Self {
             attempt,
+            led_by: None,
+            wave: None,
             from,
             timeout,
             activations: 0,

@@ -22,6 +22,7 @@ mod reports;
 mod restart;
 mod simulated;
 mod slots;
+mod status;
 mod step;
 
 use std::fs::File;
@@ -52,6 +53,7 @@ use self::restart::BootId;
 use self::simulated::SimulatedPlace;
 pub use self::simulated::{Simulated, SimulatedState, follow_simulated};
 use self::slots::Slots;
+pub use self::status::{Status, read_status};
 use self::step::Step;
 use crate::config::Settings;
 use crate::failure::{Code, Failure};
@@ -289,7 +291,9 @@ impl Follower {
         let Self { mut step, looks, _lock } = self;
         let following = async {
             loop {
-                if let Err(error) = step.take().await {
+                let taken = step.take().await;
+                step.note_look(taken.as_ref().err());
+                if let Err(error) = taken {
                     tracing::warn!(error = %Chain(error.as_ref()), "no release was installed; trying again");
                 }
                 step.report().await;

@@ -145,10 +145,23 @@ impl Receipts {
         Ok(())
     }
 
+    /// Receipts of the next report, by their places: those that no parent keeps yet come first, and
+    /// hidden ones last, so that one which is refused does not hold the others up.
+    fn next(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.contents.waiting.len()).collect();
+        places.sort_by_key(|at| {
+            let waiting = &self.contents.waiting[*at];
+            (waiting.hidden, waiting.kept.is_some())
+        });
+        places.truncate(REPORT_RECEIPTS_MAX);
+        places.sort_unstable();
+        places
+    }
+
     /// The part of a report about the log, at `now` (unix seconds).
     pub(super) fn report(&self, now: u64) -> LogReport {
-        let receipts = self.contents.waiting.iter().filter_map(Waiting::receipt);
-        let receipts = receipts.take(REPORT_RECEIPTS_MAX).map(|signed| ByteBuf::from(signed.for_report()));
+        let receipts = self.next().into_iter().filter_map(|at| self.contents.waiting[at].receipt());
+        let receipts = receipts.map(|signed| ByteBuf::from(signed.for_report()));
         let hidden = self.contents.waiting.iter().filter(|waiting| waiting.hidden).count();
         LogReport {
             receipts: receipts.collect(),
@@ -160,7 +173,7 @@ impl Receipts {
 
     /// Whether a receipt is in no report that a parent keeps.
     pub(super) fn is_unsent(&self) -> bool {
-        self.contents.waiting.iter().take(REPORT_RECEIPTS_MAX).any(|waiting| waiting.kept.is_none())
+        self.contents.waiting.iter().any(|waiting| waiting.kept.is_none())
     }
 
     /// Remembers that a parent keeps the report with the receipts that wait.
@@ -168,8 +181,8 @@ impl Receipts {
         if !self.is_unsent() {
             return;
         }
-        for waiting in self.contents.waiting.iter_mut().take(REPORT_RECEIPTS_MAX) {
-            waiting.kept.get_or_insert(now);
+        for at in self.next() {
+            self.contents.waiting[at].kept.get_or_insert(now);
         }
         self.write_or_warn();
     }

@@ -10,10 +10,18 @@ use super::hooks::Hook;
 use super::journal::Entry;
 use super::place::Activated;
 use super::step::{Step, local, text};
+use crate::disk::side;
 
 /// Number of times that the way to the new release, or its check, may be cut off by a crash of the
 /// device or of this process before the release counts as not working.
 pub(super) const CUT_OFF_MAX: u32 = 3;
+
+/// Number of restarts in a row by which a device leaves a slot that is no default and does not
+/// work, before it stays and waits for help: the default may not start.
+const LEAVE_MAX: u32 = 2;
+
+/// File in the state directory with the number of these restarts.
+const LEFT: &str = "left";
 
 /// A device's step after its start, by what its journal and its place say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,8 +141,14 @@ impl Step {
     /// into the default then. Returns whether the device goes on.
     async fn adopt(&mut self) -> anyhow::Result<bool> {
         if !self.place.is_unconfirmed().await? {
-            if !std::mem::replace(&mut self.is_adopted, true) {
-                self.place.refresh().await?;
+            self.left(0);
+            if !self.is_adopted {
+                match self.place.refresh().await {
+                    Ok(()) => self.is_adopted = true,
+                    Err(error) => {
+                        tracing::warn!(error = %Chain(error.as_ref()), "the slot that runs could not be marked good");
+                    }
+                }
             }
             return Ok(true);
         }
@@ -151,10 +165,39 @@ impl Step {
             }
             Err(error) => {
                 let error = text(&error);
+                let before = self.times_left();
+                if before >= LEAVE_MAX {
+                    tracing::error!(
+                        version = shown,
+                        error,
+                        "the release does not work, and the default does not start"
+                    );
+                    return Ok(false);
+                }
                 tracing::warn!(version = shown, error, "the release does not work; the default starts");
-                self.restarter.order().await?;
+                if self.restarter.order().await? {
+                    self.left(before + 1);
+                }
                 Ok(false)
             }
+        }
+    }
+
+    /// Number of restarts in a row that were to lead to the default slot.
+    fn times_left(&self) -> u32 {
+        let text = side::read(&self.request.data.join(LEFT), 16).ok().flatten();
+        text.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Remembers the number of restarts in a row that were to lead to the default slot.
+    fn left(&self, times: u32) {
+        let path = self.request.data.join(LEFT);
+        let noted = match times {
+            0 => side::remove(&path),
+            _ => side::write_atomic(&path, times.to_string().as_bytes()),
+        };
+        if let Err(error) = noted {
+            tracing::warn!(error = %Chain(&error), "the number of restarts is not remembered");
         }
     }
 
@@ -166,7 +209,7 @@ impl Step {
         self.journal.change(|entry| entry.going_back = Some(failure.clone())).map_err(local)?;
         match self.place.go_back(from.as_ref()).await? {
             Activated::Now => self.went_back(version, failure).await,
-            Activated::AfterRestart => self.restarter.order().await,
+            Activated::AfterRestart => self.restarter.order().await.map(drop),
         }
     }
 

@@ -5,6 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::process::Child;
 
 use super::programs;
 
@@ -54,34 +56,51 @@ pub(super) struct Restarter {
     /// For the shell; empty when something else restarts the system.
     command: String,
     ordered: Option<Instant>,
+    /// Command that has not ended, in a process group of its own.
+    waiting: Option<Child>,
 }
 
 impl Restarter {
     pub(super) fn new(command: &str) -> Self {
-        Self { command: command.to_owned(), ordered: None }
+        Self { command: command.to_owned(), ordered: None, waiting: None }
     }
 
-    /// Orders a restart, unless one was ordered a short time ago.
+    /// Orders a restart, unless one was ordered a short time ago; returns whether it did.
     ///
     /// # Errors
     /// When the command failed.
-    pub(super) async fn order(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn order(&mut self) -> anyhow::Result<bool> {
         if self.ordered.is_some_and(|at| at.elapsed() < AGAIN) {
-            return Ok(());
+            return Ok(false);
+        }
+        if self.waiting.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None))) {
+            return Ok(false);
         }
         self.ordered = Some(Instant::now());
         if self.command.is_empty() {
             tracing::info!("the release starts with the next restart of the system");
-            return Ok(());
+            return Ok(true);
         }
         tracing::info!(command = self.command, "the system restarts");
-        run(&self.command).await
+        self.waiting = run(&self.command).await?;
+        Ok(true)
+    }
+
+    /// Ends a command that waits for its time: the system is not to restart any more.
+    pub(super) fn withdraw(&mut self) {
+        let Some(mut child) = self.waiting.take() else { return };
+        if matches!(child.try_wait(), Ok(None)) {
+            let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+            // A group that has ended by itself is no error.
+            let _ = group.map(|group| kill_process_group(group, Signal::TERM));
+        }
+        self.ordered = None;
     }
 }
 
-/// Runs the command of a restart. One that has not ended after [`LIMIT`] goes on by itself: it may
-/// wait until the device has nothing else to do.
-async fn run(command: &str) -> anyhow::Result<()> {
+/// Runs the command of a restart. One that has not ended after [`LIMIT`] goes on by itself, and is
+/// returned: it may wait until the device has nothing else to do.
+async fn run(command: &str) -> anyhow::Result<Option<Child>> {
     let mut shell = programs::command(Path::new("/bin/sh"));
     shell.args(["-c", command]).kill_on_drop(false).process_group(0);
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -89,9 +108,9 @@ async fn run(command: &str) -> anyhow::Result<()> {
     // The task reads on for as long as the command writes.
     let said = tokio::spawn(programs::begin_of(child.stderr.take()));
     match tokio::time::timeout(LIMIT, child.wait()).await {
-        Err(_) => Ok(()),
+        Err(_) => Ok(Some(child)),
         Ok(status) => match status.with_context(|| format!("could not run {command:?}"))? {
-            status if status.success() => Ok(()),
+            status if status.success() => Ok(None),
             status => {
                 // A child of the command may hold its output open.
                 let said = tokio::time::timeout(SAID_WITHIN, said).await;

@@ -23,6 +23,7 @@ use super::recover::CUT_OFF_MAX;
 use super::reports::{Reporter, rollout_of};
 use super::restart::{BootId, Restarter};
 use super::simulated::SimulatedState;
+use super::status::{self, Status};
 use super::{FollowRequest, PlaceSettings};
 use crate::disk::path::ArtifactPath;
 use crate::disk::side;
@@ -38,6 +39,9 @@ const TIMEOUT: u64 = 24 * 3600;
 
 /// File in the state directory that is there while a release is in its first boot.
 const TRYING: &str = "trying";
+
+/// File beside it in which the timer counts its restarts.
+const TRYING_COUNT: &str = "trying.count";
 
 /// Pause after a failed attempt at a release that no rollout brings: the reason may pass.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -60,6 +64,11 @@ pub(super) struct Step {
     pub(super) boot: BootId,
     /// Whether the slot that runs was found to be the default since the start of this process.
     pub(super) is_adopted: bool,
+    /// Version that the device is to run and the time of that look, unix seconds.
+    wanted_version: Option<Name>,
+    looked: Option<u64>,
+    /// Why the last look failed.
+    error: Option<String>,
     /// Time after which the device looks again, if that is sooner than usual.
     pub(super) sooner: Option<Duration>,
     news: Arc<Newsroom>,
@@ -122,6 +131,10 @@ impl Step {
             PlaceSettings::Slots { tries, reboot, .. } => (*tries, reboot.as_str()),
         };
         let (restarter, boot) = (Restarter::new(reboot), BootId::current());
+        let mut reporter = reporter;
+        if let Some(entry) = journal.last() {
+            reporter.saw(entry.attempt.rollout, entry.wave);
+        }
         // A restart of the system ends this process; without a pause a device that goes back for a
         // reason which is not the release's would restart for ever.
         let left = journal
@@ -140,6 +153,9 @@ impl Step {
             tries,
             boot,
             is_adopted: false,
+            wanted_version: None,
+            looked: None,
+            error: None,
             sooner: None,
             news,
             document: None,
@@ -188,6 +204,7 @@ impl Step {
 
     /// Sends a report, if there is something to say.
     pub(super) async fn report(&mut self) {
+        self.note();
         let current = self.place.running().unwrap_or_else(|error| {
             tracing::warn!(error = %Chain(error.as_ref()), "it is unknown what runs");
             None
@@ -223,6 +240,28 @@ impl Step {
         self.reporter.send(running, &mut self.journal).await;
     }
 
+    /// Notes how a look ended.
+    pub(super) fn note_look(&mut self, error: Option<&anyhow::Error>) {
+        self.error = error.map(text);
+    }
+
+    /// Writes the state of the device for those who stand before it.
+    fn note(&self) {
+        let status = Status {
+            product: self.request.product.clone(),
+            channel: self.request.channel.clone(),
+            version: self.place.running().ok().flatten(),
+            slot: self.place.booted_slot().cloned(),
+            wanted: self.wanted_version.clone(),
+            held: self.held,
+            attempt: self.journal.last().map(|entry| entry.attempt.clone()),
+            looked: self.looked,
+            error: self.error.clone(),
+            written: unix_now(),
+        };
+        status::write(&status, &self.request.data);
+    }
+
     fn manifest_of(&self, version: &Name) -> Option<ManifestId> {
         read_kept_manifest(&self.place.path_of(version), &self.request.data).map(|kept| kept.id())
     }
@@ -247,7 +286,10 @@ impl Step {
         // An operator may have removed the file.
         self.failures = failures::load(&self.request.data);
         self.settle()?;
-        if !self.recover().await? {
+        let goes_on = self.recover().await?;
+        // What follows may take hours.
+        self.mark_trying();
+        if !goes_on {
             return Ok(());
         }
         let Look { version, rollout, led_by, wave, held, ahead, .. } = self.look().await?;
@@ -288,6 +330,8 @@ impl Step {
                 self.held = Some(held);
                 return self.fetch_early(&beginning).await;
             }
+            // An order to restart into an earlier release is void.
+            self.restarter.withdraw();
             let attempt = Attempt {
                 rollout: id,
                 product: self.request.product.clone(),
@@ -299,7 +343,12 @@ impl Step {
                 seconds: 0,
                 bytes: SourceBytes::default(),
             };
-            self.journal.begin(Entry::new(attempt, current, timeout)).map_err(local)?;
+            let entry = Entry {
+                led_by: led_by.as_ref().map(|doc| doc.id),
+                wave,
+                ..Entry::new(attempt, current, timeout)
+            };
+            self.journal.begin(entry).map_err(local)?;
             tracing::info!(%version, "attempt begins");
         }
         self.report().await;
@@ -313,14 +362,16 @@ impl Step {
             self.news.holds_document(rollout, counter);
         }
         self.document = found.document;
+        self.looked = Some(unix_now());
+        self.wanted_version = Some(found.version.clone());
         Ok(found)
     }
 
     /// Waits until a halt notice stops the rollout of the attempt under way.
-    async fn halted(news: Arc<Newsroom>, rollout: Option<RolloutId>, document: Option<(RolloutId, u64)>) {
+    async fn halted(news: Arc<Newsroom>, led_by: Option<RolloutId>, document: Option<(RolloutId, u64)>) {
         let mut changes = news.changes();
-        // The device's own attempt, by the document that led to it.
-        let seen = document.filter(|(id, _)| rollout == Some(*id));
+        // The document that led to the attempt.
+        let seen = document.filter(|(id, _)| led_by == Some(*id));
         while let Some((id, counter)) = seen {
             changes.mark_unchanged();
             if news.is_halted(&id, counter) {
@@ -339,12 +390,15 @@ impl Step {
         self.place.protect().await?;
         let out = self.place.target(version);
         let request = self.pull_request(Some((&out, version)))?;
-        let pulled = self.get(&request).await;
+        let halted = Self::halted(self.news.clone(), self.document.map(|(id, _)| id), self.document);
+        let pulled = tokio::select! {
+            pulled = self.get(&request) => pulled.map(drop),
+            // The next look says what the device is to run.
+            () = halted => Ok(()),
+        };
         // A pull that ended well has recorded the release as the channel's latest here.
         self.remember_release(self.place.running()?).await?;
-        pulled?;
-        tracing::info!(%version, "fetched; it is installed later");
-        Ok(())
+        pulled
     }
 
     /// Fetches a release; returns its bytes by source.
@@ -363,6 +417,7 @@ impl Step {
             return Ok(());
         }
         tracing::info!("the attempt is given up: the device is to run another release by now");
+        self.restarter.withdraw();
         // The system may be about to start the release.
         self.place.protect().await?;
         // The pull may have recorded its release as the channel's latest here.
@@ -396,7 +451,7 @@ impl Step {
         let request = self.pull_request(Some((&out, version)))?;
         // A clock that was set back must not make the attempt longer than its time-out.
         let left = Duration::from_secs(deadline.saturating_sub(unix_now().max(began)));
-        let halted = Self::halted(self.news.clone(), entry.attempt.rollout, self.document);
+        let halted = Self::halted(self.news.clone(), entry.led_by, self.document);
         let got = tokio::select! {
             got = tokio::time::timeout(left, self.get(&request)) => got,
             () = halted => {
@@ -467,7 +522,7 @@ impl Step {
     /// Orders the restart into a release that is the next one.
     async fn restart(&mut self, version: &Name) -> anyhow::Result<()> {
         match self.restarter.order().await {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(error) => self.fail(version, FailureKind::Other, text(&error)).await,
         }
     }
@@ -481,7 +536,7 @@ impl Step {
                 Ok(!found.ahead && found.version == *version && id == entry.attempt.rollout)
             }
             Err(error) if code_of(&error) == Code::Network => {
-                let document = self.document.filter(|(id, _)| entry.attempt.rollout == Some(*id));
+                let document = self.document.filter(|(id, _)| entry.led_by == Some(*id));
                 Ok(document.is_none_or(|(id, counter)| !self.news.is_halted(&id, counter)))
             }
             Err(error) => Err(error),
@@ -579,8 +634,10 @@ impl Step {
     }
 
     fn unmark_trying(&self) {
-        if let Err(error) = side::remove(&self.request.data.join(TRYING)) {
-            tracing::warn!(error = %Chain(&error), "the mark of a release's first boot stays");
+        for name in [TRYING, TRYING_COUNT] {
+            if let Err(error) = side::remove(&self.request.data.join(name)) {
+                tracing::warn!(error = %Chain(&error), "the mark of a release's first boot stays");
+            }
         }
     }
 
@@ -592,6 +649,7 @@ impl Step {
         detail: String,
     ) -> anyhow::Result<()> {
         tracing::warn!(%version, %kind, detail, "the attempt failed");
+        self.restarter.withdraw();
         if let Err(error) = self.place.protect().await {
             // Each later attempt begins with this, and the release is whole.
             tracing::warn!(error = %Chain(error.as_ref()), "the boot loader may start the release once");

@@ -26,6 +26,7 @@ use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::halt;
+use distd_peer::trust::report::ReportSigner;
 use distd_peer::trust::statement::{self, StatementQuestion};
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
 use distd_peer::trust::turn::TurnQuestion;
@@ -56,6 +57,7 @@ pub(super) struct Session {
     pub(super) parents: Arc<Parents>,
     tuf: TufClient,
     node: NodeId,
+    signer: ReportSigner,
     ca: CertificateDer<'static>,
     data: PathBuf,
     endpoint: Endpoint,
@@ -88,11 +90,13 @@ impl Session {
         };
         let ca = node.identity.ca_der().context("the device has no CA certificate").map_err(refused)?.clone();
         let id = node.identity.node_id();
+        let signer = ReportSigner::new(&node.identity).map_err(|e| refused(e.into()))?;
         let (parents, endpoint) = (node.parents, node.endpoint);
         Ok(Self {
             parents,
             tuf,
             node: id,
+            signer,
             ca,
             data: data.to_owned(),
             endpoint,
@@ -190,7 +194,7 @@ impl Session {
     pub(super) async fn ask_turn(&self, rollout: RolloutId, number: u32) -> anyhow::Result<TurnAnswer> {
         let mut last = Failure::new(Code::Network, anyhow!("no parent to ask for a turn in the rollout"));
         for index in 0..self.parents.len() {
-            let question = TurnQuestion::new(self.node, rollout, number);
+            let question = TurnQuestion::new(&self.signer, rollout, number)?;
             let answer = match self.parents.ask(index, &question.clone().encode()).await {
                 Ok(answer) => answer,
                 Err(error) => {

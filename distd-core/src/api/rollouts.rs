@@ -12,7 +12,7 @@ use crate::fleet::rollout::{AfterHalt, Conditions, RolloutState};
 pub const ROLLOUT_FAILURES_MAX: usize = 100;
 
 /// Most turns that the answer about a rollout lists.
-pub const ROLLOUT_TURNS_MAX: u32 = 100;
+pub const ROLLOUT_TURNS_MAX: usize = 100;
 
 /// Most rollouts of a channel that are listed.
 pub const ROLLOUTS_MAX: u32 = 100;
@@ -117,6 +117,9 @@ impl FromStr for Approval {
 pub struct RolloutOrder {
     /// The order.
     pub order: RolloutVerb,
+    /// Id of the rollout; an approval names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<String>,
     /// Reason, for the history; at most 200 bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,

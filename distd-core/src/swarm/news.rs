@@ -286,8 +286,10 @@ impl News {
     }
 
     fn look_soon(&mut self, now: Timestamp) {
-        let due = now + LOOK_AFTER + self.part_of(LOOK_SPREAD - LOOK_AFTER);
-        self.look = Some(self.look.map_or(due, |earlier| earlier.min(due)));
+        // Drawn once: news that come one after the other do not bring the look forward.
+        if self.look.is_none() {
+            self.look = Some(now + LOOK_AFTER + self.part_of(LOOK_SPREAD - LOOK_AFTER));
+        }
     }
 
     /// A parent announces the version of its newest metadata.

@@ -173,9 +173,12 @@ impl Caller {
                             Route::Neighbour(_, neighbour) => NewsFrom::Neighbour(neighbour.node),
                         };
                         match room.map(|room| room.take(&notice, from)) {
-                            Some(Ok((signed, _))) => passed.note(&signed.notice),
+                            Some(Ok((signed, judged))) => passed.note(&signed.notice, judged),
+                            // Each costs a check of a signature: the stream ends with the first.
                             Some(Err(error)) => {
                                 tracing::info!(error = %Chain(&error), "a peer sent a notice that is not used");
+                                let breach = distd_core::proto::DecodeError::Field("HALT", "signature");
+                                return Err(swarm.handle().link.wire(crate::net::WireError::Decode(breach)));
                             }
                             None => {}
                         }

@@ -128,7 +128,7 @@ async fn hear(link: &Arc<Link>, room: &Arc<Newsroom>, accepted: &mut bool) -> Re
         }
         match event {
             Some(NewsEvent::Halt(bytes)) => match room.take(&bytes, NewsFrom::Parent) {
-                Ok((signed, _)) => passed.note(&signed.notice),
+                Ok((signed, judged)) => passed.note(&signed.notice, judged),
                 Err(error) => {
                     tracing::warn!(parent = link.address(), error = %Chain(&error), "a parent sent a notice that is not used");
                     return Ok(());

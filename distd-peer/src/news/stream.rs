@@ -7,6 +7,7 @@ use distd_core::fleet::HaltNotice;
 use distd_core::fleet::rollout::RolloutId;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{HaltBody, Newer};
+use distd_core::swarm::Judged;
 
 use super::Newsroom;
 use crate::net::{FrameReader, FrameWriter, Link, LinkError, WireError};
@@ -31,8 +32,12 @@ impl Passed {
         notices.into_iter().map(|(.., bytes)| bytes).collect()
     }
 
-    /// The peer has sent a notice.
-    pub(crate) fn note(&mut self, notice: &HaltNotice) {
+    /// The peer has sent a notice, which was judged so. Only those that this node holds are
+    /// remembered: a peer can send any number of others.
+    pub(crate) fn note(&mut self, notice: &HaltNotice, judged: Judged) {
+        if !matches!(judged, Judged::News | Judged::Known) {
+            return;
+        }
         let passed = self.0.entry(notice.rollout).or_default();
         *passed = notice.counter.max(*passed);
     }

@@ -524,9 +524,9 @@ impl Content for Relay {
             if !question.reports.is_empty() {
                 return self.keep_reports(peer, question).await;
             }
-            if let Some(asked) = question.turn {
-                let node = if peer.role == Role::Relay { asked.node() } else { peer.node_id };
-                return self.ask_metadata(asked.of_node(node).encode()).await;
+            if question.turn.is_some() {
+                // It is signed by the device, and its answer is for it alone.
+                return self.ask_metadata(query).await;
             }
             if let Some(asked) = question.log {
                 return Ok(self.log_of(asked).await);

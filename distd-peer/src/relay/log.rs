@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use distd_core::fleet::receipts::TreeHash;
+use distd_core::fleet::receipts::{LogId, TreeHash};
 use tokio::time::Instant;
 
 use super::Relay;
@@ -24,8 +24,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Most consistency proofs that are kept. Devices that look at one time have few different heads.
 const PROOFS_MAX: usize = 64;
 
-/// Sizes between which a proof leads.
-type Sizes = (u64, u64);
+/// Log of a proof, and the sizes between which it leads.
+type Sizes = (LogId, u64, u64);
 
 /// The watch.
 pub(super) struct LogWatch {
@@ -48,7 +48,7 @@ impl LogWatch {
         let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
         if proofs.len() >= PROOFS_MAX {
             // Proofs to an earlier head are asked for no more.
-            proofs.retain(|(_, to), _| *to == sizes.1);
+            proofs.retain(|(log, _, to), _| (*log, *to) == (sizes.0, sizes.2));
         }
         if proofs.len() < PROOFS_MAX {
             proofs.insert(sizes, proof);
@@ -86,7 +86,7 @@ impl Relay {
             // A relay below asks for proofs to the head that it has.
             return self.log_proofs(&asked).await.unwrap_or_default().encode();
         }
-        if !log.witness.fault(unix_now()).is_empty() {
+        if log.witness.accuses(unix_now()) {
             // Devices are to see what this relay has seen.
             return self.ask_metadata(asked.encode()).await.unwrap_or_else(|_| LogAnswer::default().encode());
         }
@@ -95,12 +95,12 @@ impl Relay {
             self.look_at_log(LOOK_AGAIN).await;
         }
         let Some(signed) = log.witness.head() else { return LogAnswer::default().encode() };
-        let to = signed.head.size;
+        let (id, to) = (signed.head.log, signed.head.size);
         if asked.from >= to && asked.leaf.is_none() {
             return LogAnswer { head: Some(signed), consistency: Some(Vec::new()), inclusion: None }.encode();
         }
         if asked.leaf.is_none()
-            && let Some(proof) = log.proof((asked.from, to))
+            && let Some(proof) = log.proof((id, asked.from, to))
         {
             return LogAnswer { head: Some(signed), consistency: Some(proof), inclusion: None }.encode();
         }
@@ -108,7 +108,7 @@ impl Relay {
         match self.log_proofs(&wanted).await {
             Some(answer) if answer.consistency.is_some() || asked.from >= to => {
                 if let Some(proof) = &answer.consistency {
-                    log.keep((asked.from, to), proof.clone());
+                    log.keep((id, asked.from, to), proof.clone());
                 }
                 LogAnswer { head: Some(signed), ..answer }.encode()
             }

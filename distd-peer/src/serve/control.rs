@@ -253,7 +253,8 @@ impl Answerer<'_> {
             Some(ControlEvent::Halt(notice)) => {
                 if let Some(room) = &self.peer.server.config.news {
                     let taken = room.take(&notice, news::from(self.peer));
-                    self.passed.note(&taken.map_err(|_| CloseCode::Protocol)?.0.notice);
+                    let (signed, judged) = taken.map_err(|_| CloseCode::Protocol)?;
+                    self.passed.note(&signed.notice, judged);
                 }
             }
             _ => {}

@@ -35,7 +35,11 @@ pub(super) async fn answer(
 ) -> Result<(), CloseCode> {
     // As an earlier version would.
     let Some(room) = &peer.server.config.news else { return Err(CloseCode::Protocol) };
-    let _place = peer.server.news_places.try_acquire().map_err(|_| CloseCode::Busy)?;
+    // Devices must not keep out a relay, which tells a whole site.
+    let _place = match peer.identity.role {
+        Role::Relay => None,
+        _ => Some(peer.server.news_places.try_acquire().map_err(|_| CloseCode::Busy)?),
+    };
     let _share = peer.budget.news().ok_or(CloseCode::Busy)?;
     let from = from(peer);
     if peer.identity.role == Role::Leaf {
@@ -62,7 +66,7 @@ pub(super) async fn answer(
         tokio::select! {
             frame = reader.next() => match frame {
                 Ok(Some(Frame::Halt(HaltBody(bytes)))) => match room.take(&bytes, from) {
-                    Ok((signed, _)) => passed.note(&signed.notice),
+                    Ok((signed, judged)) => passed.note(&signed.notice, judged),
                     Err(error) => {
                         let node = peer.identity.node_id;
                         tracing::debug!(%node, error = %Chain(&error), "a notice is not used");

@@ -124,8 +124,10 @@ pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
         },
         linked => linked,
     };
-    // Already renamed if the file system has no hard links.
-    remove(tmp)?;
+    // Already renamed if the file system has no hard links; its name may be another process's then.
+    if is_at(&temporary.file, tmp).map_err(FileError::io("inspect", tmp))? {
+        remove(tmp)?;
+    }
     match linked {
         Ok(()) => filesystem::sync_parent(path).map(|()| true).map_err(FileError::io("sync", path)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
@@ -167,7 +169,7 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 struct Temporary {
     path: PathBuf,
     /// Holds the lock.
-    _file: File,
+    file: File,
 }
 
 impl Temporary {
@@ -181,7 +183,7 @@ impl Temporary {
             let _ = fs::remove_file(&tmp);
             return Err(FileError::io("write", path)(e));
         }
-        Ok(Self { path: tmp, _file: file })
+        Ok(Self { path: tmp, file })
     }
 
     /// Creates and locks the file at `tmp`, after it removed a file that another process left.
@@ -207,6 +209,8 @@ impl Temporary {
         let file = match OpenOptions::new().write(true).custom_flags(flags).open(tmp) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // Another user's command left it in a directory of this one.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return fs::remove_file(tmp),
             Err(e) => return Err(e),
         };
         lock(&file)?;

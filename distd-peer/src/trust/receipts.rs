@@ -189,13 +189,17 @@ struct Evidence {
     at: u64,
     kept: ReceiptsHead,
     seen: ReceiptsHead,
+    /// Whether a later head continued the kept one: the contradiction was a parent's lie, or it
+    /// gave no proof.
+    #[serde(default)]
+    cleared: bool,
 }
 
 /// The log is continued under another id.
 const RESTARTED: &str = "the log of receipts was begun anew, so entries may be lost";
 const SPLIT: &str = "the origin signed two logs of receipts of one length";
 const SHORTER: &str = "the origin signed a log of receipts that is shorter than before";
-const REWRITTEN: &str = "the origin signed a log of receipts that does not continue the one before";
+const REWRITTEN: &str = "a parent showed a log of receipts without proof that it continues the one before";
 
 /// Result of a look at the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,14 +254,21 @@ impl Witness {
     /// another id is reported for a week.
     pub fn fault(&self, now: u64) -> String {
         let state = self.state();
-        let is_news =
-            |found: &&Evidence| found.fault != RESTARTED || now < found.at.saturating_add(RESTART_SECONDS);
+        let is_news = |found: &&Evidence| {
+            !found.cleared && (found.fault != RESTARTED || now < found.at.saturating_add(RESTART_SECONDS))
+        };
         state
             .evidence
             .iter()
             .filter(is_news)
             .max_by_key(|found| found.fault != RESTARTED)
             .map_or_else(String::new, |found| found.fault.clone())
+    }
+
+    /// Whether the node holds heads that contradict each other.
+    pub fn accuses(&self, now: u64) -> bool {
+        let fault = self.fault(now);
+        !fault.is_empty() && fault != RESTARTED
     }
 
     /// The question for the newest head, and for the place of an entry.
@@ -309,6 +320,9 @@ impl Witness {
                     return Err(LogRefused::Fault(fault));
                 }
             }
+            if fault.is_none() && seen.size > kept.size {
+                self.clear(&mut state, &seen)?;
+            }
             if fault.is_none() && seen.size == kept.size && seen.at < kept.at {
                 return Ok(Some(self.looked(&kept, leaf, answer.inclusion)));
             }
@@ -333,6 +347,26 @@ impl Witness {
         Looked { head: *head, includes }
     }
 
+    /// A later head continues the kept one, so what a parent showed without proof proves nothing,
+    /// unless the two heads have one length and differ. The heads stay in the file for people.
+    fn clear(&self, state: &mut State, now: &LogHead) -> Result<(), LogRefused> {
+        let mut is_changed = false;
+        for doubt in state.evidence.iter_mut().filter(|found| found.fault == REWRITTEN && !found.cleared) {
+            let seen = doubt.seen.signed().map(|signed| signed.head);
+            match seen.is_some_and(|seen| seen.size == now.size && seen.root != now.root) {
+                true => SPLIT.clone_into(&mut doubt.fault),
+                false => doubt.cleared = true,
+            }
+            is_changed = true;
+        }
+        if is_changed { self.write_evidence(state) } else { Ok(()) }
+    }
+
+    fn write_evidence(&self, state: &State) -> Result<(), LogRefused> {
+        let json = serde_json::to_vec_pretty(&state.evidence).expect("texts and numbers encode");
+        Ok(files::write_atomic(&self.dir.join(EVIDENCE_FILE), &json, 0o600)?)
+    }
+
     fn keep_evidence(
         &self,
         state: &mut State,
@@ -341,9 +375,9 @@ impl Witness {
         seen: &SignedHead,
         now: u64,
     ) -> Result<(), LogRefused> {
-        let of_kind = state.evidence.iter().filter(|known| known.fault == fault).count();
-        // Each kind has its room, and the first contradiction of it says most.
-        if state.evidence.len() >= EVIDENCE_MAX || of_kind > 0 && fault != RESTARTED {
+        // Each kind has one place. The first contradiction says most, and the last new beginning.
+        state.evidence.retain(|known| known.fault != fault || !(known.cleared || fault == RESTARTED));
+        if state.evidence.len() >= EVIDENCE_MAX || state.evidence.iter().any(|known| known.fault == fault) {
             return Ok(());
         }
         tracing::error!(
@@ -352,10 +386,9 @@ impl Witness {
             fault,
             "the log of receipts is not whole"
         );
-        let found = Evidence { fault: fault.to_owned(), at: now, kept: kept.into(), seen: seen.into() };
-        state.evidence.push(found);
-        let json = serde_json::to_vec_pretty(&state.evidence).expect("texts and numbers encode");
-        Ok(files::write_atomic(&self.dir.join(EVIDENCE_FILE), &json, 0o600)?)
+        let (kept, seen) = (kept.into(), seen.into());
+        state.evidence.push(Evidence { fault: fault.to_owned(), at: now, kept, seen, cleared: false });
+        self.write_evidence(state)
     }
 
     /// Looks at the log through `ask`, which sends a question to a parent, and logs what is wrong.
@@ -478,11 +511,12 @@ mod tests {
         let realm = Realm::new();
         let changed = Log { id: 1, changed: Some(1) };
         let without_proof = LogAnswer { consistency: None, ..realm.answer(TRUE, 5, 9, 200) };
-        for (answer, fault) in [
-            (realm.answer(changed, 5, 9, 200), REWRITTEN),
-            (without_proof, REWRITTEN),
-            (realm.answer(changed, 5, 5, 200), SPLIT),
-            (realm.answer(TRUE, 5, 4, 200), SHORTER),
+        for (answer, fault, later) in [
+            (realm.answer(changed, 5, 9, 200), REWRITTEN, SPLIT),
+            // A relay may leave the proof out; that accuses nobody once the log goes on.
+            (without_proof, REWRITTEN, ""),
+            (realm.answer(changed, 5, 5, 200), SPLIT, SPLIT),
+            (realm.answer(TRUE, 5, 4, 200), SHORTER, SHORTER),
         ] {
             let dir = tempfile::tempdir().expect("temporary directory");
             let witness = Witness::load(dir.path(), realm.ca.clone());
@@ -503,7 +537,7 @@ mod tests {
             }
             // The honest log goes on.
             assert_eq!(taken(&witness, &realm.answer(TRUE, 5, 9, 300)), Ok(Some(9)));
-            assert_eq!(witness.fault(0), fault);
+            assert_eq!((witness.fault(0).as_str(), witness.accuses(0)), (later, !later.is_empty()));
         }
     }
 

@@ -81,10 +81,18 @@ impl ReportSigner {
     /// # Errors
     /// [`IdentityError::Request`] if the key cannot sign.
     pub fn sign_receipt(&self, receipt: Receipt) -> Result<SignedReceipt, IdentityError> {
-        let signature = self.key.sign(&receipt_message(&receipt.encode())).map_err(IdentityError::Request)?;
-        let key = self.key.der_bytes().try_into().expect("an Ed25519 key has 32 bytes");
-        let signature = signature.as_slice().try_into().expect("an Ed25519 signature has 64 bytes");
+        let (key, signature) = self.sign_message(&receipt_message(&receipt.encode()))?;
         Ok(SignedReceipt { key, signature, receipt })
+    }
+
+    /// Signs bytes that begin with a domain of their own; returns the key and the signature.
+    ///
+    /// # Errors
+    /// [`IdentityError::Request`] if the key cannot sign.
+    pub(crate) fn sign_message(&self, message: &[u8]) -> Result<([u8; 32], [u8; 64]), IdentityError> {
+        let signature = self.key.sign(message).map_err(IdentityError::Request)?;
+        let key = self.key.der_bytes().try_into().expect("an Ed25519 key has 32 bytes");
+        Ok((key, signature.as_slice().try_into().expect("an Ed25519 signature has 64 bytes")))
     }
 
     /// Node whose key signs.

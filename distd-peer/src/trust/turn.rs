@@ -1,11 +1,15 @@
 //! The question of a device whether it may begin a rollout now, and the check of the answer
 //! (docs/rollouts.md, "Turns").
 
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
 use distd_core::NodeId;
+use distd_core::fleet::receipts::node_of_key;
 use distd_core::fleet::rollout::{NONCE_BYTES, RolloutId, TurnAnswer, turn_message};
 use serde::{Deserialize, Serialize};
 
+use super::identity::IdentityError;
+use super::report::ReportSigner;
 use super::seal::{SealError, verify_by_ca};
 use super::tuf::wire::{Answer, Query, WireError};
 use crate::random;
@@ -19,17 +23,22 @@ const LATER: &str = "turn-later";
 /// Shortest and longest time after which a device asks again, seconds.
 const WAIT: std::ops::RangeInclusive<u64> = 5..=3600;
 
-/// Question for a turn, part of a [`Query`].
+/// Domain separation: the device's key signs these bytes before its question.
+const ASK_DOMAIN: &[u8] = b"distd-turn-ask-v1\0";
+
+/// Question for a turn, part of a [`Query`]. The device signs it, so that nobody takes turns for
+/// others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnQuestion {
-    /// The node. A parent believes it only of a relay.
-    pub node: serde_bytes::ByteArray<16>,
-    /// The rollout.
-    pub rollout: serde_bytes::ByteArray<16>,
+    /// Ed25519 key of the device.
+    key: serde_bytes::ByteArray<32>,
+    /// Signature of that key over [`ASK_DOMAIN`], the rollout, the number (u32) and the nonce.
+    signature: serde_bytes::ByteArray<64>,
+    rollout: serde_bytes::ByteArray<16>,
     /// Number of the attempt that the device wants to begin, from 1.
     pub number: u32,
     /// Random bytes, which the answer repeats under its signature.
-    pub nonce: serde_bytes::ByteArray<NONCE_BYTES>,
+    nonce: serde_bytes::ByteArray<NONCE_BYTES>,
 }
 
 /// Reason why an answer gives no turn and names no time.
@@ -46,27 +55,36 @@ pub enum TurnRefused {
     None,
 }
 
+fn ask_message(rollout: &RolloutId, number: u32, nonce: &[u8; NONCE_BYTES]) -> Vec<u8> {
+    [ASK_DOMAIN, &rollout.0[..], &number.to_be_bytes(), &nonce[..]].concat()
+}
+
 impl TurnQuestion {
-    /// Makes the question of `node`.
-    pub fn new(node: NodeId, rollout: RolloutId, number: u32) -> Self {
-        let array = serde_bytes::ByteArray::new;
-        Self {
-            node: array(node.0),
-            rollout: array(rollout.0),
+    /// Makes the question of the device whose key `signer` has.
+    ///
+    /// # Errors
+    /// [`IdentityError::Request`] if the key cannot sign.
+    pub fn new(signer: &ReportSigner, rollout: RolloutId, number: u32) -> Result<Self, IdentityError> {
+        let nonce = random::bytes();
+        let (key, signature) = signer.sign_message(&ask_message(&rollout, number, &nonce))?;
+        Ok(Self {
+            key: serde_bytes::ByteArray::new(key),
+            signature: serde_bytes::ByteArray::new(signature),
+            rollout: serde_bytes::ByteArray::new(rollout.0),
             number,
-            nonce: serde_bytes::ByteArray::new(random::bytes()),
-        }
+            nonce: serde_bytes::ByteArray::new(nonce),
+        })
     }
 
-    /// The same question about another node.
-    #[must_use]
-    pub fn of_node(self, node: NodeId) -> Self {
-        Self { node: serde_bytes::ByteArray::new(node.0), ..self }
+    /// The device that signed the question; `None` when its signature is wrong.
+    pub fn asker(&self) -> Option<NodeId> {
+        let message = ask_message(&self.rollout(), self.number, &self.nonce);
+        let key = UnparsedPublicKey::new(&ED25519, &self.key[..]);
+        key.verify(&message, &self.signature[..]).ok().map(|()| self.node())
     }
 
-    /// The node.
-    pub fn node(&self) -> NodeId {
-        NodeId(*self.node)
+    fn node(&self) -> NodeId {
+        node_of_key(&self.key)
     }
 
     /// The rollout.

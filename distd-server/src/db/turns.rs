@@ -5,11 +5,9 @@
 
 use distd_core::NodeId;
 use distd_core::fleet::report::{AttemptState, FailureKind};
-use distd_core::fleet::rollout::{
-    Conditions, Ended, RolloutId, TurnAnswer, TurnCounts, TurnSeen, is_over, may_begin,
-};
+use distd_core::fleet::rollout::{Conditions, Ended, TurnAnswer, TurnCounts, TurnSeen, is_over, may_begin};
 use sqlx::any::AnyRow;
-use sqlx::{Any, Transaction};
+use sqlx::{Any, AnyConnection, Executor, Transaction};
 
 use super::reports::read_state;
 use super::row::{Columns, signed};
@@ -67,10 +65,10 @@ fn seen(row: &AnyRow) -> Result<TurnSeen, sqlx::Error> {
     })
 }
 
-/// The turns of others than the asker that are not over; of its group alone, or of all. Notes those
-/// that are over.
-async fn under_way(
-    tx: &mut Transaction<'static, Any>,
+/// Number of turns of others than the asker that are not over: all, or those of its group alone, and
+/// those of its group.
+async fn under_way<'e>(
+    on: impl Executor<'e, Database = Any>,
     row: &RolloutRow,
     asker: &TurnAsker<'_>,
     of_all: bool,
@@ -81,23 +79,83 @@ async fn under_way(
         .bind(asker.node.to_string())
         .bind(i64::from(of_all))
         .bind(asker.group.to_owned())
-        .fetch_all(&mut **tx)
+        .fetch_all(on)
         .await?;
-    let is_strict = row.policy.conditions.budget.is_some();
     let (mut all, mut of_group) = (0, 0);
     for found in &rows {
-        if is_over(&seen(found)?, row.policy.timeout, is_strict, now) {
+        if !is_over(&seen(found)?, row.policy.timeout, is_strict(row), now) {
+            all += 1;
+            of_group += u64::from(found.text("of_group")? == asker.group);
+        }
+    }
+    Ok((all, of_group))
+}
+
+/// Whether a device that falls silent stays under way.
+fn is_strict(row: &RolloutRow) -> bool {
+    row.policy.conditions.budget.is_some()
+}
+
+/// Notes which turns of a rollout are over, so that later looks read fewer.
+async fn note_over(
+    tx: &mut Transaction<'static, Any>,
+    row: &RolloutRow,
+    now: u64,
+) -> Result<(), sqlx::Error> {
+    let rows = sqlx::query(UNDER_WAY)
+        .bind(row.id.to_string())
+        .bind(String::new())
+        .bind(1i64)
+        .bind(String::new())
+        .fetch_all(&mut **tx)
+        .await?;
+    for found in &rows {
+        if is_over(&seen(found)?, row.policy.timeout, is_strict(row), now) {
             sqlx::query("UPDATE rollout_turns SET is_over = 1 WHERE rollout = $1 AND node = $2")
                 .bind(row.id.to_string())
                 .bind(found.text("node")?)
                 .execute(&mut **tx)
                 .await?;
-            continue;
         }
-        all += 1;
-        of_group += u64::from(found.text("of_group")? == asker.group);
     }
-    Ok((all, of_group))
+    Ok(())
+}
+
+/// What the conditions of a rollout make of a device that asks for a turn.
+async fn decide(
+    db: &mut AnyConnection,
+    row: &RolloutRow,
+    asker: &TurnAsker<'_>,
+    now: u64,
+) -> Result<TurnAnswer, sqlx::Error> {
+    let conditions: &Conditions = &row.policy.conditions;
+    let id = row.id.to_string();
+    let has = sqlx::query(
+        "SELECT 1 FROM rollout_turns WHERE rollout = $1 AND node = $2 AND is_over = 0 AND number = $3",
+    )
+    .bind(id.clone())
+    .bind(asker.node.to_string())
+    .bind(i64::from(asker.number))
+    .fetch_optional(&mut *db)
+    .await?;
+    if has.is_some() {
+        return Ok(TurnAnswer::Begin);
+    }
+    let mut counts = TurnCounts::default();
+    if let Some(rate) = conditions.rate {
+        let recent =
+            sqlx::query("SELECT COUNT(*) AS given FROM rollout_turns WHERE rollout = $1 AND granted > $2")
+                .bind(id)
+                .bind(signed(now).saturating_sub(signed(rate.period)))
+                .fetch_one(&mut *db)
+                .await?;
+        counts.recent = recent.number("given")?;
+    }
+    if conditions.at_once.is_some() || conditions.budget.is_some() {
+        let of_all = conditions.at_once.is_some();
+        (counts.under_way, counts.of_group) = under_way(&mut *db, row, asker, of_all, now).await?;
+    }
+    Ok(may_begin(conditions, &counts, !asker.group.is_empty()))
 }
 
 impl Db {
@@ -112,34 +170,53 @@ impl Db {
         asker: &TurnAsker<'_>,
         now: u64,
     ) -> Result<TurnAnswer, DbError> {
+        let what = "give the device a turn";
+        // Most devices that ask wait, and these change nothing.
+        let mut connection = self.pool.acquire().await.map_err(failed(what))?;
+        let answer = decide(&mut connection, row, asker, now).await.map_err(failed(what))?;
+        drop(connection);
+        if answer != TurnAnswer::Begin {
+            return Ok(answer);
+        }
         let mut tx = self.begin_write().await?;
-        let answer = take_turn(&mut tx, row, asker, now).await.map_err(failed("give the device a turn"))?;
-        tx.commit().await.map_err(failed("give the device a turn"))?;
+        let answer = take_turn(&mut tx, row, asker, now).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
         Ok(answer)
     }
 
-    /// The turns in a rollout that are not over as far as is noted, the first given first; at most
-    /// `limit`.
+    /// The turns in a rollout that are not over at `now` (unix seconds), the first given first; at
+    /// most `limit`.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn turns(&self, rollout: &RolloutId, limit: u32) -> Result<Vec<TurnRow>, DbError> {
-        let rows = sqlx::query(
-            "SELECT node, of_group, granted FROM rollout_turns WHERE rollout = $1 AND is_over = 0 \
-             ORDER BY granted, node LIMIT $2",
-        )
-        .bind(rollout.to_string())
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await;
-        let turn = |row: &AnyRow| {
-            Ok(TurnRow {
-                node: row.parsed("node")?,
-                group: row.text("of_group")?,
-                granted: row.time("granted")?,
-            })
-        };
-        rows.and_then(|rows| rows.iter().map(turn).collect()).map_err(failed("list the rollout's turns"))
+    pub async fn turns(&self, row: &RolloutRow, limit: usize, now: u64) -> Result<Vec<TurnRow>, DbError> {
+        let what = "list the rollout's turns";
+        let rows = sqlx::query(UNDER_WAY)
+            .bind(row.id.to_string())
+            .bind(String::new())
+            .bind(1i64)
+            .bind(String::new())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed(what))?;
+        let mut turns = Vec::new();
+        for found in &rows {
+            let read = || -> Result<Option<TurnRow>, sqlx::Error> {
+                if is_over(&seen(found)?, row.policy.timeout, is_strict(row), now) {
+                    return Ok(None);
+                }
+                Ok(Some(TurnRow {
+                    node: found.parsed("node")?,
+                    group: found.text("of_group")?,
+                    granted: found.time("granted")?,
+                }))
+            };
+            turns.extend(read().map_err(failed(what))?);
+            if turns.len() == limit {
+                break;
+            }
+        }
+        Ok(turns)
     }
 }
 
@@ -155,38 +232,15 @@ async fn take_turn(
         .bind(id.clone())
         .execute(&mut **tx)
         .await?;
-    let conditions: &Conditions = &row.policy.conditions;
-    let has = sqlx::query(
-        "SELECT 1 FROM rollout_turns WHERE rollout = $1 AND node = $2 AND is_over = 0 AND number = $3",
-    )
-    .bind(id.clone())
-    .bind(node.clone())
-    .bind(i64::from(asker.number))
-    .fetch_optional(&mut **tx)
-    .await?;
-    if has.is_some() {
-        return Ok(TurnAnswer::Begin);
-    }
-    let mut counts = TurnCounts::default();
-    if let Some(rate) = conditions.rate {
-        let recent =
-            sqlx::query("SELECT COUNT(*) AS given FROM rollout_turns WHERE rollout = $1 AND granted > $2")
-                .bind(id.clone())
-                .bind(signed(now).saturating_sub(signed(rate.period)))
-                .fetch_one(&mut **tx)
-                .await?;
-        counts.recent = recent.number("given")?;
-    }
-    if conditions.at_once.is_some() || conditions.budget.is_some() {
-        let of_all = conditions.at_once.is_some();
-        (counts.under_way, counts.of_group) = under_way(tx, row, asker, of_all, now).await?;
-    }
-    let answer = may_begin(conditions, &counts);
+    let answer = decide(&mut **tx, row, asker, now).await?;
     if answer == TurnAnswer::Begin {
+        note_over(tx, row, now).await?;
         sqlx::query(
             "INSERT INTO rollout_turns (rollout, node, of_group, number, granted, is_over) \
              VALUES ($1, $2, $3, $4, $5, 0) ON CONFLICT (rollout, node) DO UPDATE SET \
-             of_group = excluded.of_group, number = excluded.number, granted = excluded.granted, is_over = 0",
+             of_group = excluded.of_group, number = excluded.number, \
+             granted = CASE WHEN rollout_turns.number = excluded.number AND rollout_turns.is_over = 0 \
+             THEN rollout_turns.granted ELSE excluded.granted END, is_over = 0",
         )
         .bind(id)
         .bind(node)

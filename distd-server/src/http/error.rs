@@ -366,6 +366,10 @@ impl From<RolloutError> for ApiError {
                 "check the selector, if there is one; let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
                  or point the channel to the release without waves",
             ),
+            RolloutError::OtherRollout { .. } => Self::conflict(
+                text,
+                "look at the rollout with GET …/rollout, and name its id in the approval",
+            ),
             RolloutError::NoApproval => {
                 Self::conflict(text, "PUT …/approval has the next rollouts of the channel wait for one")
             }

@@ -12,9 +12,10 @@ use distd_core::api::{
 };
 use distd_core::fleet::SelectorError;
 use distd_core::fleet::report::{AttemptState, SourceBytes};
-use distd_core::fleet::rollout::{Conditions, Policy, WavesError};
+use distd_core::fleet::rollout::{Conditions, Policy, RolloutId, WavesError};
 use distd_core::names::{Name, NameError};
 use distd_core::text::shown;
+use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToMoveChannels, ToRead};
 use super::body::{JsonBody, PathParams};
@@ -107,7 +108,7 @@ async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiEr
     let RolloutStatus { row, waves, .. } = &status;
     let turns = match row.policy.conditions {
         Conditions { at_once: None, budget: None, .. } => Vec::new(),
-        _ => app.origin.db().turns(&row.id, ROLLOUT_TURNS_MAX).await?,
+        _ => app.origin.db().turns(row, ROLLOUT_TURNS_MAX, unix_now()).await?,
     };
     let attempts = app.origin.db().attempts(&row.id).await?;
     let events = app.origin.db().rollout_events(&row.id).await?;
@@ -266,9 +267,15 @@ pub(super) async fn order(
     let reason = shown(&wanted.reason, ROLLOUT_REASON_MAX);
     known_channel(&app, &product, &channel).await?;
     let order = wanted.order;
+    let expected = wanted.rollout.as_deref().map(str::parse::<RolloutId>).transpose();
+    let expected =
+        expected.map_err(|e| ApiError::bad_request(e.to_string(), "name the rollout by its id"))?;
     let at = app.clone();
     let work = app.detached(async move {
-        Ok(at.origin.order_rollout(&product, &channel, order, &reason, &caller.mover()).await?)
+        Ok(at
+            .origin
+            .order_rollout(&product, &channel, (order, expected.as_ref()), &reason, &caller.mover())
+            .await?)
     });
     let status = work.await?;
     Ok(Json(detail(&app, status).await?))

@@ -120,7 +120,7 @@ impl Content for Shared {
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));
             }
             if let Some(asked) = &question.turn {
-                let answer = origin.turn_answer(peer, asked).await;
+                let answer = origin.turn_answer(asked).await;
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));
             }
             if !question.reports.is_empty() {

@@ -16,6 +16,9 @@ use crate::db::{ChannelRow, DbError, RolloutStage};
 use crate::realm::RealmError;
 use crate::tuf::MetadataStore;
 
+/// Time for which a rollout was rolled back just now, seconds: its document is signed within it.
+const JUST_NOW: u64 = 60;
+
 /// Reason why nodes were not told.
 #[derive(Debug, thiserror::Error)]
 enum TellError {
@@ -45,14 +48,14 @@ impl Origin {
     }
 
     async fn try_to_tell(&self, row: &ChannelRow, rollout: Option<&RolloutDoc>) -> Result<(), TellError> {
+        if let Some(version) = self.metadata.get("timestamp.json").await?.and_then(|bytes| version_of(&bytes))
+        {
+            self.news.announce(version);
+        }
         if let Some(id) = self.halted(row, rollout).await? {
             let notice = HaltNotice { rollout: id, counter: row.counter, made: unix_now() };
             let signed = self.realm.sign_halt(notice)?;
             self.news.take(&signed.encode(), NewsFrom::Child)?;
-        }
-        if let Some(version) = self.metadata.get("timestamp.json").await?.and_then(|bytes| version_of(&bytes))
-        {
-            self.news.announce(version);
         }
         Ok(())
     }
@@ -64,6 +67,7 @@ impl Origin {
         row: &ChannelRow,
         rollout: Option<&RolloutDoc>,
     ) -> Result<Option<RolloutId>, DbError> {
+        let mut since = row.counter.saturating_sub(1);
         let id = match rollout {
             Some(doc) if doc.state != RolloutState::Open => doc.id,
             Some(_) => return Ok(None),
@@ -71,18 +75,22 @@ impl Origin {
             None => {
                 let newest = self.db.rollouts_of(&row.product, &row.channel, 1).await?.pop();
                 let over = unix_now().saturating_sub(HALT_SECONDS);
-                match newest.filter(|newest| newest.stage == RolloutStage::RolledBack) {
-                    Some(newest) if u64::try_from(newest.updated).unwrap_or(0) > over => newest.id,
-                    _ => return Ok(None),
+                let Some(newest) = newest.filter(|newest| newest.stage == RolloutStage::RolledBack) else {
+                    return Ok(None);
+                };
+                let at = u64::try_from(newest.updated).unwrap_or(0);
+                if at <= over {
+                    return Ok(None);
                 }
+                // The channel may have changed since; a notice of before a `resume` does not count.
+                if unix_now().saturating_sub(at) > JUST_NOW {
+                    since = 0;
+                }
+                newest.id
             }
         };
         // The document before this one was open, or the notice of it is here.
-        let has_notice = match rollout {
-            Some(_) => self.news.is_halted(&id, row.counter.saturating_sub(1)),
-            None => self.news.is_halted(&id, 0),
-        };
-        Ok(Some(id).filter(|_| !has_notice))
+        Ok(Some(id).filter(|id| !self.news.is_halted(id, since)))
     }
 
     /// Tells nodes of what was signed before this process began, in case the last one could not.

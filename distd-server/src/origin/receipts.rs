@@ -117,18 +117,26 @@ impl Origin {
     async fn log_head_within(&self, every: u64) -> Result<SignedHead, LogError> {
         let mut newest = self.newest_head.lock().await;
         let now = unix_now();
-        let size = self.db.log_size().await?;
+        let mut size = self.db.log_size().await?;
+        if newest.as_ref().is_some_and(|signed| size < signed.head.size) {
+            // The database lost entries while this process ran, as after a failover.
+            self.resume_log().await?;
+            size = self.db.log_size().await?;
+            *newest = None;
+        }
+        let before = newest.as_ref().map_or(0, |signed| signed.head.at);
         if let Some(signed) = newest.as_ref() {
             let age = now.saturating_sub(signed.head.at);
             let is_enough = if signed.head.size == size { age < HEAD_AGAIN } else { age < every };
-            // A head has a later time than one before it, whatever the clock says.
-            if is_enough || now < signed.head.at {
+            if is_enough {
                 return Ok(signed.clone());
             }
         }
         self.owner.check().await?;
         let log = self.db.log_id(LogId(random::bytes()), signed(now)).await?;
-        let head = LogHead { log, size, root: self.log_root(size).await?, at: now };
+        // A head has a later time than one before it, whatever the clock says.
+        let at = now.max(before.saturating_add(1));
+        let head = LogHead { log, size, root: self.log_root(size).await?, at };
         let signed = self.realm.sign_log_head(head)?;
         if newest.as_ref().is_none_or(|before| before.head.size != size) {
             // Kept before anybody sees it: no head is unknown to the next start.

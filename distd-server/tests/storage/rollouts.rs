@@ -302,7 +302,7 @@ on_every_back_end! {
         assert!(!ask(&b, "1", 2).await, "one of the group is under way");
         assert!(ask(&c, "2", 3).await);
         assert!(!ask(&d, "3", 4).await, "two are under way");
-        let turns: Vec<_> = world.db.turns(&id, 9).await.expect("listed").into_iter().map(|t| t.group).collect();
+        let turns: Vec<_> = world.db.turns(&row, 9, now + 5).await.expect("listed").into_iter().map(|t| t.group).collect();
         assert_eq!(turns, ["1", "2"]);
         // A device that ends its attempt makes room, and so does no device that is silent.
         let runs = running("stable", Some("2"), None);
@@ -311,6 +311,11 @@ on_every_back_end! {
         report(world, &a, 2, &runs, Some(&attempt(1, AttemptState::RolledBack)), NOW + 7).await;
         assert!(ask(&b, "1", 8).await);
         assert!(!ask(&d, "3", 9).await && !ask(&a, "1", 9).await, "two are under way");
+        let groups = async |after: u64| {
+            let turns = world.db.turns(&row, 9, now + after).await.expect("listed");
+            turns.into_iter().map(|turn| turn.group).collect::<Vec<_>>()
+        };
+        assert_eq!(groups(9).await, ["2", "1"], "those that are over are not listed");
         report(world, &b, 1, &runs, Some(&attempt(1, AttemptState::Succeeded)), NOW + 10).await;
         assert!(!ask(&d, "3", 11).await, "three have begun within the period");
         assert!(!ask(&d, "2", 1004).await, "the one of its group is silent");

@@ -49,6 +49,14 @@ pub enum Finding {
         /// The rollout.
         rollout: RolloutId,
     },
+    /// A device ran the release of a rollout that the log does not know: it came to run it before
+    /// there was a log, or the log lost the rollout when its database was restored.
+    Unknown {
+        /// The device.
+        node: NodeId,
+        /// The rollout.
+        rollout: RolloutId,
+    },
     /// The log lost entries, because its database was restored.
     Restart,
 }
@@ -56,7 +64,7 @@ pub enum Finding {
 impl Finding {
     /// Whether the finding shows a fault; the others are for people to judge.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::Again(_) | Self::Outside { .. } | Self::Restart)
+        !matches!(self, Self::Again(_) | Self::Outside { .. } | Self::Unknown { .. } | Self::Restart)
     }
 }
 
@@ -79,6 +87,12 @@ impl fmt::Display for Finding {
             Self::Again(node) => write!(f, "device {node} began to number its receipts again"),
             Self::Outside { node, rollout } => {
                 write!(f, "device {node} ran the release outside of rollout {rollout}, before its wave")
+            }
+            Self::Unknown { node, rollout } => {
+                write!(
+                    f,
+                    "device {node} came to its release by rollout {rollout}, of which the log lacks the waves"
+                )
             }
             Self::Restart => f.write_str("the log lost entries: its database was restored"),
         }
@@ -106,6 +120,8 @@ impl Rollout {
 pub struct LogCheck {
     rollouts: BTreeMap<RolloutId, Rollout>,
     last: BTreeMap<NodeId, u64>,
+    /// Time of the last new beginning, unix seconds.
+    restarted: u64,
     /// Number of receipts by product and version.
     pub releases: BTreeMap<(Name, Name), u64>,
 }
@@ -116,8 +132,9 @@ impl LogCheck {
         match entry {
             Entry::Receipt(receipt) => self.receipt(receipt),
             Entry::Wave(event) => self.wave(event),
-            Entry::Restart(_) => {
+            Entry::Restart(event) => {
                 self.last.clear();
+                self.restarted = event.at;
                 vec![Finding::Restart]
             }
         }
@@ -161,7 +178,11 @@ impl LogCheck {
                 let comes_first = known.is_some_and(|known| known.has_first) && receipt.wave == 1;
                 let point = point_of(&rollout, &node, comes_first);
                 if !known.is_some_and(|known| known.reaches(point)) {
-                    findings.push(Finding::Ahead { node, rollout });
+                    let is_old = known.is_none() && receipt.number == 1 || receipt.at < self.restarted;
+                    findings.push(match is_old {
+                        true => Finding::Unknown { node, rollout },
+                        false => Finding::Ahead { node, rollout },
+                    });
                 }
                 let own = known.and_then(|known| known.waves.iter().position(|upto| point <= upto.0));
                 if receipt.wave != 0 && own.is_some_and(|own| own + 1 != usize::from(receipt.wave)) {
@@ -184,6 +205,7 @@ impl LogCheck {
 #[cfg(test)]
 mod tests {
     use super::super::Receipt;
+    use super::super::entry::RestartEvent;
     use super::super::entry::tests::{receipt, wave};
     use super::*;
 
@@ -206,7 +228,7 @@ mod tests {
     #[test]
     fn a_device_is_ahead_when_its_wave_opens_later_in_the_log() {
         let (early, late) = (key(true), key(false));
-        let second = Receipt { wave: 2, ..receipt() };
+        let second = Receipt { wave: 2, number: 2, ..receipt() };
         let open = |count| Entry::Wave(wave(count, "open"));
         let (one, two) = (signed(early, receipt()), signed(late, second.clone()));
         assert_eq!(check(&[open(0), open(1), one.clone(), open(2), two.clone()]), []);
@@ -216,6 +238,18 @@ mod tests {
         assert_eq!(check(&[open(1), two.clone(), open(2)]), std::slice::from_ref(&ahead));
         // A rollout that the log does not have.
         assert_eq!(check(std::slice::from_ref(&two)), std::slice::from_ref(&ahead));
+        // The first receipt of a device may be about a time before there was a log, and one that is
+        // older than a new beginning about waves that were lost.
+        let unknown = Finding::Unknown { node, rollout: RolloutId([5; 16]) };
+        let first = signed(late, Receipt { number: 1, ..second.clone() });
+        assert_eq!(check(std::slice::from_ref(&first)), std::slice::from_ref(&unknown));
+        assert_eq!(check(&[open(1), first]), std::slice::from_ref(&ahead));
+        let restart = |at| Entry::Restart(RestartEvent { at, log: "0".repeat(32), before: String::new() });
+        assert_eq!(check(&[restart(second.at + 1), open(1), two.clone()]), [Finding::Restart, unknown]);
+        assert_eq!(check(&[restart(second.at), open(1), two.clone()]), [Finding::Restart, ahead.clone()]);
+        // Where labels bring devices into the first wave, a device that states it is believed.
+        let first_wave = Entry::Wave(WaveEvent { first: true, ..wave(1, "open") });
+        assert_eq!(check(&[first_wave, signed(late, receipt())]), []);
         // A claim about the wave changes nothing.
         let lie = signed(late, receipt());
         let other = Finding::OtherWave { node, rollout: RolloutId([5; 16]) };

@@ -17,7 +17,7 @@ const SIGNATURE_MAX: usize = 80;
 
 /// Identity of a log: 16 random bytes, as text 32 hexadecimal digits. A log that lost entries
 /// continues under another one.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LogId(pub [u8; 16]);
 
 /// Reason why bytes or a text are no head or log id.

@@ -116,6 +116,11 @@ pub enum ConditionsError {
 }
 
 impl Conditions {
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Whether a device asks the origin for a turn before it begins.
     pub fn needs_turns(&self) -> bool {
         self.at_once.is_some() || self.budget.is_some() || self.rate.is_some()

@@ -58,6 +58,13 @@ pub struct WaveCounts {
     pub trying: u64,
 }
 
+impl WaveCounts {
+    /// Devices that have neither begun nor given up.
+    pub fn waiting(&self) -> u64 {
+        self.members.saturating_sub(self.succeeded).saturating_sub(self.failed).saturating_sub(self.trying)
+    }
+}
+
 /// The next step of the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

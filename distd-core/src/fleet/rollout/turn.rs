@@ -99,8 +99,9 @@ pub enum TurnAnswer {
     Wait(u64),
 }
 
-/// Decides about a device that asks for a turn.
-pub fn may_begin(conditions: &Conditions, counts: &TurnCounts) -> TurnAnswer {
+/// Decides about a device that asks for a turn. `has_group` says whether it has the label by which
+/// devices are grouped: those without it are one group, which may be large.
+pub fn may_begin(conditions: &Conditions, counts: &TurnCounts, has_group: bool) -> TurnAnswer {
     let is_full = |limit: Option<u64>, count: u64| limit.is_some_and(|limit| count >= limit);
     if is_full(conditions.at_once, counts.under_way)
         || is_full(conditions.rate.map(|rate| rate.devices), counts.recent)
@@ -109,7 +110,7 @@ pub fn may_begin(conditions: &Conditions, counts: &TurnCounts) -> TurnAnswer {
     }
     match &conditions.budget {
         Some(GroupBudget { unavailable, .. }) if counts.of_group >= *unavailable => {
-            TurnAnswer::Wait(WAIT_FOR_GROUP)
+            TurnAnswer::Wait(if has_group { WAIT_FOR_GROUP } else { WAIT_FOR_ALL })
         }
         _ => TurnAnswer::Begin,
     }
@@ -172,7 +173,7 @@ mod tests {
                 }
                 let recent = begins.iter().filter(|at| time - **at < 10).count() as u64;
                 let counts = TurnCounts { under_way: groups.iter().sum(), of_group: groups[group], recent };
-                if may_begin(&conditions, &counts) == TurnAnswer::Begin {
+                if may_begin(&conditions, &counts, true) == TurnAnswer::Begin {
                     groups[group] += 1;
                     begins.push(time);
                 }

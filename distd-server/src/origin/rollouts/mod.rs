@@ -102,6 +102,12 @@ pub enum RolloutError {
         /// The channel.
         channel: Name,
     },
+    /// The approval is not of the rollout that is under way.
+    #[error("the rollout that is under way is {id}, and the approval does not name it")]
+    OtherRollout {
+        /// The rollout that is under way.
+        id: RolloutId,
+    },
     /// The rollout waits for no approval.
     #[error("the rollout waits for no approval")]
     NoApproval,
@@ -311,7 +317,8 @@ impl Origin {
         Ok(patches.is_waiting.then_some("patches"))
     }
 
-    /// Carries an operator's order about the rollout of a channel out, in the name of `by`.
+    /// Carries an operator's order about the rollout of a channel out, in the name of `by`. An
+    /// approval is of the rollout with the id that is expected.
     ///
     /// # Errors
     /// [`RolloutError`].
@@ -319,7 +326,7 @@ impl Origin {
         &self,
         product: &Name,
         channel: &Name,
-        order: RolloutVerb,
+        (order, expected): (RolloutVerb, Option<&RolloutId>),
         reason: &str,
         by: &MoveBy,
     ) -> Result<RolloutStatus, RolloutError> {
@@ -329,6 +336,12 @@ impl Origin {
         let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
         let (from, to, participle): (&[RolloutStage], RolloutStage, &'static str) = match order {
             RolloutVerb::Approve => {
+                if expected != Some(&row.id) {
+                    return Err(RolloutError::OtherRollout { id: row.id });
+                }
+                if row.stage != RolloutStage::Open {
+                    return Err(RolloutError::Stage { stage: row.stage, order: "approved" });
+                }
                 match self.db.approve_rollout(&row, reason, by, signed(unix_now())).await? {
                     ApproveRollout::Approved => {}
                     ApproveRollout::NotWanted => return Err(RolloutError::NoApproval),
@@ -610,6 +623,13 @@ impl Origin {
                     AfterHalt::Back => RolloutStage::RolledBack,
                 };
                 self.enter_stage(&row, stage, &reason, &MoveBy::origin()).await
+            }
+            // The conditions end with the rollout: devices that wait because of them must not begin
+            // all at once.
+            Step::Complete
+                if !row.policy.conditions.is_none() && counts.iter().any(|wave| wave.waiting() > 0) =>
+            {
+                Ok(())
             }
             Step::Complete => {
                 let reason = "every wave succeeded";

@@ -4,7 +4,6 @@ use distd_core::fleet::Selector;
 use distd_core::fleet::rollout::{TurnAnswer, point_of, wave_of};
 use distd_core::role::Role;
 use distd_peer::clock::unix_now;
-use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::turn::{TurnQuestion, answer, no_answer};
 
 use crate::db::{DbError, RolloutStage, TurnAsker};
@@ -23,18 +22,16 @@ pub(in crate::origin) enum TurnAnswerError {
 }
 
 impl Origin {
-    /// Answers a peer's question whether a device may begin a rollout now. A node that is unknown,
-    /// revoked, in no open wave or not selected gets no turn.
+    /// Answers the question of a device whether it may begin a rollout now, whoever brings it. A
+    /// node that is unknown, revoked, in no open wave or not selected gets no turn.
     ///
     /// # Errors
     /// [`TurnAnswerError`].
     pub(in crate::origin) async fn turn_answer(
         &self,
-        peer: &PeerIdentity,
         asked: &TurnQuestion,
     ) -> Result<Vec<u8>, TurnAnswerError> {
-        // Only relays ask for others.
-        let node = if peer.role == Role::Relay { asked.node() } else { peer.node_id };
+        let Some(node) = asked.asker() else { return Ok(no_answer()) };
         let Some(row) =
             self.db.rollout(&asked.rollout()).await?.filter(|row| row.stage == RolloutStage::Open)
         else {
