@@ -65,8 +65,8 @@ fn seen(row: &AnyRow) -> Result<TurnSeen, sqlx::Error> {
     })
 }
 
-/// Number of turns of others than the asker that are not over: all, or those of its group alone, and
-/// those of its group.
+/// Number of turns of others than the asker that are not over: all, or those of its group alone,
+/// and those of its group.
 async fn under_way<'e>(
     on: impl Executor<'e, Database = Any>,
     row: &RolloutRow,
