@@ -232,7 +232,7 @@ async fn take_turn(
         .bind(id.clone())
         .execute(&mut **tx)
         .await?;
-    let answer = decide(&mut **tx, row, asker, now).await?;
+    let answer = decide(tx, row, asker, now).await?;
     if answer == TurnAnswer::Begin {
         note_over(tx, row, now).await?;
         sqlx::query(
