@@ -226,7 +226,8 @@ fn pull_half_way(seed: u64, happens: impl FnOnce(&Namespaces)) -> (Lab, Outcome)
     lab.push(&v1, "os", "1").ok();
     let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
     site.enroll("d", lab.quic()).ok();
-    lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");
+    // Slow enough that the pull is under way when it happens, also on a busy machine.
+    lab.configure("d", "[limits]\ndownload_bytes_per_second = 700000\n");
     let out = lab.path("out");
     let mut command = lab.command("d");
     command.args(["pull", "os@1", "--no-share", "--out"]).arg(&out);
