@@ -10,7 +10,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 
 use super::hooks::Hook;
-use super::step::Step;
+use super::step::{Step, kind_of};
 use super::{MayNow, Windows};
 use crate::pull::ask_turn;
 
@@ -42,9 +42,8 @@ impl Step {
     pub(super) async fn held_back(&mut self, beginning: &Beginning<'_>) -> anyhow::Result<Option<Held>> {
         let Beginning { version, rollout, number } = *beginning;
         let now = unix_now();
-        let is_here = self.is_here(version);
         let may = may_now(&self.request.windows, rollout, now);
-        if !may.install || !(may.download || is_here) {
+        if !may.install || !(may.download || self.is_here(version)) {
             return Ok(Some(Held::Window));
         }
         if !self.consents(version, rollout, now).await {
@@ -90,7 +89,7 @@ impl Step {
     /// Fetches a release that may not be installed yet, if that may be done now and it is not here.
     ///
     /// # Errors
-    /// When the fetch failed; it is not tried again for an hour.
+    /// When the fetch failed. It is not tried again for an hour, unless its parents were away.
     pub(super) async fn fetch_early(&mut self, beginning: &Beginning<'_>) -> anyhow::Result<()> {
         let Beginning { version, rollout, .. } = *beginning;
         let may = may_now(&self.request.windows, rollout, unix_now());
@@ -98,7 +97,7 @@ impl Step {
             return Ok(());
         }
         let fetched = self.prefetch(version).await;
-        if fetched.is_err() {
+        if fetched.as_ref().is_err_and(|error| kind_of(error).is_some()) {
             self.paused = Some((version.clone(), Instant::now()));
         }
         fetched

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use distd_core::error::Chain;
 use distd_core::fleet::report::{
-    Attempt, AttemptState, REPORT_ATTEMPTS_MAX, REPORT_BYTES_MAX, Report, Running,
+    Attempt, AttemptState, LogReport, REPORT_ATTEMPTS_MAX, REPORT_BYTES_MAX, Report, Running,
 };
 use distd_core::fleet::rollout::RolloutId;
 use distd_peer::clock::unix_now;
@@ -85,13 +85,13 @@ impl Reporter {
     pub(super) async fn send(&mut self, running: Running, journal: &mut Journal) {
         let attempts: Vec<Attempt> = journal.attempts().take(REPORT_ATTEMPTS_MAX).cloned().collect();
         let log = self.receipts.report(unix_now());
-        let said = Said { running, attempts, log: (log.fault, log.hidden) };
+        let said = Said { running, attempts, log: (log.fault.clone(), log.hidden) };
         let is_known =
             self.sent.as_ref().is_some_and(|(before, at)| *before == said && at.elapsed() < REPORT_EVERY);
         if is_known && !self.receipts.is_unsent() {
             return;
         }
-        match self.try_to_send(&said, journal).await {
+        match self.try_to_send(&said, log, journal).await {
             Ok(true) => {
                 self.receipts.kept(unix_now());
                 self.sent = Some((said, Instant::now()));
@@ -102,15 +102,14 @@ impl Reporter {
     }
 
     /// Makes and signs a report; returns whether a parent keeps it.
-    async fn try_to_send(&self, said: &Said, journal: &mut Journal) -> anyhow::Result<bool> {
-        let at = unix_now();
+    async fn try_to_send(&self, said: &Said, log: LogReport, journal: &mut Journal) -> anyhow::Result<bool> {
         let mut report = Report {
             sequence: journal.next_sequence()?,
-            at,
+            at: unix_now(),
             boot: self.boot.to_vec(),
             running: vec![said.running.clone()],
             attempts: said.attempts.clone(),
-            log: self.receipts.report(at),
+            log,
         };
         // The oldest attempts give way to long names and texts.
         while report.encode().len() > REPORT_BYTES_MAX && !report.attempts.is_empty() {

@@ -105,7 +105,7 @@ fn kind_of_place(error: &anyhow::Error) -> FailureKind {
 
 /// Kind of the failure of a pull; `None` for one that says nothing about the release: the parents
 /// are away, or the channel moved meanwhile.
-fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
+pub(super) fn kind_of(error: &anyhow::Error) -> Option<FailureKind> {
     match code_of(error) {
         Code::Network | Code::Conflict => None,
         Code::Refused | Code::NotFound => Some(FailureKind::Refused),
@@ -204,15 +204,16 @@ impl Step {
 
     /// Sends a report, if there is something to say.
     pub(super) async fn report(&mut self) {
-        self.note();
         let current = self.place.running().unwrap_or_else(|error| {
             tracing::warn!(error = %Chain(error.as_ref()), "it is unknown what runs");
             None
         });
+        self.note(current.clone());
+        let manifest_of_current = current.as_ref().and_then(|version| self.manifest_of(version));
         if let Some(version) = current.clone() {
             let ran = Ran {
                 product: self.request.product.clone(),
-                manifest: self.manifest_of(&version),
+                manifest: manifest_of_current,
                 slot: self.place.booted_slot().cloned(),
                 rollout: rollout_of(&self.journal, &version),
                 version,
@@ -221,8 +222,14 @@ impl Step {
         }
         // While a release is checked, the one before is what runs well.
         let checked = |entry: &&Entry| entry.attempt.state == AttemptState::Checking;
-        let version = self.journal.under_way().filter(checked).map_or(current, |entry| entry.from.clone());
-        let manifest = version.as_ref().and_then(|version| self.manifest_of(version));
+        let (version, manifest) = match self.journal.under_way().filter(checked) {
+            None => (current, manifest_of_current),
+            Some(entry) => {
+                let from = entry.from.clone();
+                let manifest = from.as_ref().and_then(|version| self.manifest_of(version));
+                (from, manifest)
+            }
+        };
         let running = Running {
             product: self.request.product.clone(),
             channel: self.request.channel.clone(),
@@ -230,13 +237,6 @@ impl Step {
             manifest,
             held: self.held,
         };
-        if let Place::Simulated(place) = &self.place {
-            *place.device.state() = SimulatedState {
-                version: running.version.clone(),
-                attempt: self.journal.last().map(|entry| entry.attempt.state),
-                held: self.held,
-            };
-        }
         self.reporter.send(running, &mut self.journal).await;
     }
 
@@ -245,12 +245,17 @@ impl Step {
         self.error = error.map(text);
     }
 
-    /// Writes the state of the device for those who stand before it.
-    fn note(&self) {
+    /// Notes the state of the device, which runs `version`, for those who stand before it.
+    fn note(&self, version: Option<Name>) {
+        if let Place::Simulated(place) = &self.place {
+            let attempt = self.journal.last().map(|entry| entry.attempt.state);
+            *place.device.state() = SimulatedState { version, attempt, held: self.held };
+            return;
+        }
         let status = Status {
             product: self.request.product.clone(),
             channel: self.request.channel.clone(),
-            version: self.place.running().ok().flatten(),
+            version,
             slot: self.place.booted_slot().cloned(),
             wanted: self.wanted_version.clone(),
             held: self.held,
@@ -287,7 +292,7 @@ impl Step {
         self.failures = failures::load(&self.request.data);
         self.settle()?;
         let goes_on = self.recover().await?;
-        // What follows may take hours.
+        // A fetch that follows may take hours.
         self.mark_trying();
         if !goes_on {
             return Ok(());
