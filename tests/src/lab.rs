@@ -556,10 +556,19 @@ fn metric_in(text: &str, name: &str) -> u64 {
 /// # Panics
 /// When that takes too long.
 pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    wait_within(PATIENCE, Duration::from_millis(20), what, holds);
+}
+
+/// Waits until `holds` returns true, at most as long as `patience`, and looks each `every`: a look
+/// that runs a command costs much.
+///
+/// # Panics
+/// When that takes too long.
+pub fn wait_within(patience: Duration, every: Duration, what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience;
     while !holds() {
         assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(every);
     }
 }
 

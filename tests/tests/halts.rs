@@ -15,7 +15,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::net::{Link, Meter};
 use distd_peer::news::NewsEvent;
 use distd_peer::trust::identity::NodeIdentity;
-use distd_tests::lab::{Daemon, Lab};
+use distd_tests::lab::{Daemon, Lab, wait_within};
 use distd_tests::leaf::Leaf;
 use distd_tests::rng::Rng;
 use rcgen::{KeyPair, SigningKey};
@@ -27,11 +27,7 @@ const FOLLOWED: &str = "os:stable";
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_within(PATIENCE, Duration::from_millis(20), what, holds);
 }
 
 fn place(lab: &Lab, device: &str) -> PathBuf {

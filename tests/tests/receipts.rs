@@ -11,7 +11,7 @@ use distd_core::fleet::report::{LogReport, Report, Running};
 use distd_core::fleet::rollout::{RolloutId, point};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::report::{ReportSigner, is_kept, question};
-use distd_tests::lab::{Daemon, Lab, Outcome, binary};
+use distd_tests::lab::{Daemon, Lab, Outcome, binary, wait_within};
 use distd_tests::leaf::Leaf;
 use serde_bytes::ByteBuf;
 use serde_json::Value;
@@ -22,11 +22,7 @@ const FOLLOWED: &str = "os:stable";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_within(PATIENCE, Duration::from_millis(200), what, holds);
 }
 
 fn release(lab: &Lab, version: &str) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use distd_core::NodeId;
 use distd_core::fleet::rollout::{RolloutId, point};
 use distd_peer::clock::unix_now;
-use distd_tests::lab::{Daemon, Lab, same};
+use distd_tests::lab::{Daemon, Lab, same, wait_within};
 use serde_json::Value;
 
 const FOLLOWED: &str = "os:stable";
@@ -20,11 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Waits until `holds` returns true. Each look runs a command, so there are few of them.
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    wait_within(PATIENCE, Duration::from_millis(300), what, holds);
 }
 
 /// Devices that follow `os:stable`, with their agents.

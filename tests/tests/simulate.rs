@@ -1,9 +1,9 @@
 //! A fleet of simulated devices tries the policy of a rollout.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use distd_tests::lab::{Lab, Running};
+use distd_tests::lab::{Lab, Running, wait_within};
 use serde_json::Value;
 
 const DEVICES: u64 = 40;
@@ -12,11 +12,7 @@ const DEVICES: u64 = 40;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    wait_within(PATIENCE, Duration::from_millis(300), what, holds);
 }
 
 /// Starts the devices of the directory `fleet`, of which about this share fails.
