@@ -69,6 +69,7 @@ pub mod packing;
 pub mod patch;
 pub mod planner;
 pub mod proto;
+mod random;
 pub mod ranges;
 pub mod role;
 pub mod swarm;

@@ -30,21 +30,11 @@ pub fn replace_by(mut part: File, part_path: &Path, path: &Path, bytes: &[u8]) -
         let _ = fs::remove_file(part_path);
         return Err(StepFailed { step: "write", cause });
     }
-    put(part_path, path).map_err(|cause| StepFailed { step: "replace", cause })
-}
-
-/// Renames the temporary file at `part` to `path`, durably. If that fails there is no file at
-/// `part`, if it can be removed.
-///
-/// # Errors
-/// As the system reports.
-pub fn put(part: &Path, path: &Path) -> io::Result<()> {
-    if let Err(error) = fs::rename(part, path) {
-        // The first error matters more than one of the removal.
-        let _ = fs::remove_file(part);
-        return Err(error);
+    if let Err(cause) = fs::rename(part_path, path) {
+        let _ = fs::remove_file(part_path);
+        return Err(StepFailed { step: "replace", cause });
     }
-    sync_parent(path)
+    sync_parent(path).map_err(|cause| StepFailed { step: "replace", cause })
 }
 
 /// Renames the file at `from` to `to`, durably.

@@ -1,7 +1,5 @@
 //! `distd audit`: lists, checks and exports the audit log of the origin.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -12,6 +10,7 @@ use distd_core::api::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
 use distd_core::fleet::audit::{AuditChain, AuditHead};
 use serde::Serialize;
 
+use super::exported::lines;
 use super::parse::moment;
 use crate::api::Api;
 use crate::context::{ApiArgs, Context};
@@ -102,24 +101,14 @@ fn add(chain: &mut AuditChain, entry: &AuditEntry) -> anyhow::Result<()> {
 
 /// Adds all lines of an exported log.
 fn add_file(chain: &mut AuditChain, path: &Path) -> anyhow::Result<()> {
-    let failed = |error: anyhow::Error| Failure::new(Code::Local, error);
     let named = || format!("could not read {}", path.display());
-    let mut lines = BufReader::new(File::open(path).with_context(named).map_err(failed)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        lines
-            .by_ref()
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line)
+    for line in lines(path, LINE_BYTES_MAX)? {
+        let entry: AuditEntry = serde_json::from_slice(&line?)
             .with_context(named)
-            .map_err(failed)?;
-        if line.is_empty() {
-            return Ok(());
-        }
-        let entry: AuditEntry = serde_json::from_slice(&line).with_context(named).map_err(failed)?;
+            .map_err(|error| Failure::new(Code::Local, error))?;
         add(chain, &entry)?;
     }
+    Ok(())
 }
 
 fn page_text(page: &AuditPage) -> String {

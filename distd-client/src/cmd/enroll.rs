@@ -1,6 +1,6 @@
 //! `distd enroll`: makes this device a node of a realm.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use distd_core::role::Role;
@@ -118,19 +118,31 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
 }
 
 fn join_token(args: &Args) -> anyhow::Result<JoinToken> {
-    let text = match (&args.token, &args.token_file) {
+    match (&args.token, &args.token_file) {
         // A file named on the command line takes precedence over the environment variable.
-        (_, Some(path)) => std::fs::read_to_string(path)
-            .with_context(|| format!("could not read the join token from {}", path.display()))
-            .map_err(|e| Failure::new(Code::Local, e))?,
-        (Some(text), None) => text.clone(),
+        (_, Some(path)) => join_token_in(path),
+        (Some(text), None) => parsed(text),
         (None, None) => {
             let error = anyhow!("no join token");
             let next = "name one with --token TOKEN or --token-file FILE; make one with: distd token join --role leaf";
-            return Err(Failure::new(Code::Usage, error).next(next).into());
+            Err(Failure::new(Code::Usage, error).next(next).into())
         }
-    };
+    }
+}
+
+fn parsed(text: &str) -> anyhow::Result<JoinToken> {
     text.parse::<JoinToken>().map_err(|e| Failure::new(Code::Refused, e.into()).into())
+}
+
+/// Reads the join token in a file.
+///
+/// # Errors
+/// Failures with [`Code::Local`] or [`Code::Refused`].
+pub(super) fn join_token_in(path: &Path) -> anyhow::Result<JoinToken> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("could not read the join token from {}", path.display()))
+        .map_err(|e| Failure::new(Code::Local, e))?;
+    parsed(&text)
 }
 
 async fn over_https(

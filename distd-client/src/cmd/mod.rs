@@ -6,6 +6,7 @@ pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
+mod exported;
 pub(crate) mod fleet;
 pub(crate) mod grant;
 pub(crate) mod group;

@@ -1,7 +1,7 @@
 //! `distd receipts`: shows, exports and checks the log of receipts.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -16,6 +16,7 @@ use distd_peer::trust::identity::certificate_from_pem;
 use distd_peer::trust::receipts::{is_signed, verify_head};
 use serde::Serialize;
 
+use super::exported::lines;
 use crate::api::Api;
 use crate::context::{ApiArgs, Context};
 
@@ -165,21 +166,6 @@ fn wrong(text: String) -> anyhow::Error {
     Failure::new(Code::Integrity, anyhow!(text)).next(next).into()
 }
 
-/// Lines of a file, each bounded.
-fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Vec<u8>>>> {
-    let named = format!("could not read {}", path.display());
-    let file = File::open(path).with_context(|| named.clone()).map_err(local)?;
-    let mut reader = BufReader::new(file);
-    Ok(std::iter::from_fn(move || {
-        let mut line = Vec::new();
-        match reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
-            Ok(0) => None,
-            Ok(_) => Some(Ok(line)),
-            Err(error) => Some(Err(local(anyhow::Error::from(error).context(named.clone())))),
-        }
-    }))
-}
-
 /// Hashes of the complete subtrees of a log that is read from its beginning.
 #[derive(Default)]
 struct Tree(std::collections::BTreeMap<Subtree, TreeHash>);
@@ -214,7 +200,7 @@ fn heads(path: &Path) -> anyhow::Result<Vec<ReceiptsHead>> {
             _ => {}
         }
     }
-    let bytes: Vec<u8> = lines(path)?.collect::<anyhow::Result<Vec<_>>>()?.concat();
+    let bytes: Vec<u8> = lines(path, LINE_BYTES_MAX)?.collect::<anyhow::Result<Vec<_>>>()?.concat();
     let named = || format!("{} has no head of a log", path.display());
     let value = serde_json::from_slice(&bytes).with_context(named).map_err(local)?;
     let mut found = Vec::new();
@@ -228,7 +214,7 @@ fn verify(path: &Path, ca: &Path, head_files: &[PathBuf]) -> anyhow::Result<Veri
     let read = File::open(ca).and_then(|file| file.take(CA_BYTES_MAX).read_to_end(&mut pem));
     read.with_context(named).map_err(local)?;
     let ca = certificate_from_pem(&pem).with_context(named).map_err(local)?;
-    let mut lines = lines(path)?;
+    let mut lines = lines(path, LINE_BYTES_MAX)?;
     let no_head = || wrong(format!("{} does not begin with the head of a log", path.display()));
     let first = lines.next().ok_or_else(no_head)??;
     let head: ReceiptsHead = serde_json::from_slice(&first).map_err(|_| no_head())?;

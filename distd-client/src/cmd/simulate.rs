@@ -20,6 +20,7 @@ use distd_peer::trust::token::JoinToken;
 use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
 
+use super::enroll::join_token_in;
 use super::parse::{ChannelName, duration};
 use crate::context::Context;
 use distd_client::config;
@@ -138,7 +139,7 @@ impl Standing {
     }
 }
 
-/// What all devices have in common.
+/// Settings that all devices have in common.
 struct Fleet {
     settings: Settings,
     channel: ChannelName,
@@ -184,16 +185,10 @@ impl Fleet {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     process::raise_open_files();
-    let token = args.token_file.as_ref().map(|path| {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("could not read the join token from {}", path.display()))
-            .map_err(|e| Failure::new(Code::Local, e))?;
-        text.parse::<JoinToken>().map_err(|e| Failure::new(Code::Refused, e.into()))
-    });
     let fleet = Arc::new(Fleet {
         settings: context.settings(&args.settings.line)?,
         channel: args.channel.clone(),
-        token: token.transpose()?,
+        token: args.token_file.as_deref().map(join_token_in).transpose()?,
         enrolling: Semaphore::new(ENROL_AT_ONCE),
     });
     let (stop, stopped) = watch::channel(false);

@@ -12,8 +12,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use distd_core::error::Chain;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::failure::{Code, Failure};
 use distd_peer::filesystem;
@@ -290,6 +293,31 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
     let part = with_suffix(path, ".part");
     filesystem::replace_by(open_empty(&part)?, &part, path, bytes)
         .map_err(|failed| SideError::io(failed.step, path)(failed.cause))
+}
+
+/// Writes a value as JSON, as [`write_atomic`].
+///
+/// # Errors
+/// As the system reports, and when the value is no JSON.
+pub fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
+    write_atomic(path, &text).map_err(io::Error::other)
+}
+
+/// Reads a value that [`write_json`] wrote, at most `max` bytes, for a file that a device can do
+/// without: one that is missing, damaged or unreadable counts as empty, and the log tells of the
+/// latter two.
+pub fn read_json<T: DeserializeOwned + Default>(path: &Path, max: u64) -> T {
+    let read = match read(path, max) {
+        Ok(None) => return T::default(),
+        Ok(Some(bytes)) => serde_json::from_slice(&bytes).map_err(io::Error::other),
+        Err(error) => Err(io::Error::other(error)),
+    };
+    read.unwrap_or_else(|error| {
+        let path = path.display();
+        tracing::warn!(%path, error = %Chain(&error), "the file cannot be read or is damaged; it begins anew");
+        T::default()
+    })
 }
 
 /// Renames the file of this user at `from` to `to`, durably.

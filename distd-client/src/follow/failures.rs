@@ -4,7 +4,6 @@
 use std::io;
 use std::path::Path;
 
-use distd_core::error::Chain;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 
@@ -56,26 +55,14 @@ impl Failures {
     /// # Errors
     /// As the system reports.
     pub(super) fn store(&self, data: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
-        side::write_atomic(&data.join(FILE_NAME), &text).map_err(io::Error::other)
+        side::write_json(&data.join(FILE_NAME), self)
     }
 }
 
 /// Reads the failures of the device whose state directory is `data`. A damaged file counts as
 /// empty: a release is then tried once more, and its check decides again.
 pub fn load(data: &Path) -> Failures {
-    let bytes = match side::read(&data.join(FILE_NAME), FILE_BYTES_MAX) {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Failures::default(),
-        Err(error) => {
-            tracing::warn!(error = %Chain(&error), "{FILE_NAME} cannot be read");
-            return Failures::default();
-        }
-    };
-    let mut failures: Failures = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        tracing::warn!(error = %Chain(&error), "{FILE_NAME} is damaged");
-        Failures::default()
-    });
+    let mut failures: Failures = side::read_json(&data.join(FILE_NAME), FILE_BYTES_MAX);
     failures.0.truncate(FAILED_MAX);
     failures
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use distd_core::error::Chain;
 use distd_core::fleet::report::{Attempt, FailureKind, FailureNote};
 use distd_core::fleet::rollout::{ATTEMPTS_MAX, RolloutId};
 use distd_core::names::Name;
@@ -91,11 +90,6 @@ struct Contents {
     sequence: u64,
 }
 
-fn write(path: &Path, contents: &Contents) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(contents).map_err(io::Error::other)?;
-    side::write_atomic(path, &text).map_err(io::Error::other)
-}
-
 /// Whether a failure of this kind is the release's, so that no rollout offers it to the device
 /// again. Others may pass: an attempt by another rollout, or later by the channel, is a new one.
 fn blames_the_release(kind: FailureKind) -> bool {
@@ -121,17 +115,7 @@ impl Journal {
     /// runs, and the release is installed and checked again where it is not.
     pub(super) fn load(data: &Path) -> Self {
         let path = data.join(FILE_NAME);
-        let contents = match side::read(&path, FILE_BYTES_MAX) {
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(error = %Chain(&error), "{FILE_NAME} is damaged; it begins anew");
-                Contents::default()
-            }),
-            Ok(None) => Contents::default(),
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "{FILE_NAME} cannot be read; it begins anew");
-                Contents::default()
-            }
-        };
+        let contents = side::read_json(&path, FILE_BYTES_MAX);
         Self { path, contents }
     }
 
@@ -233,7 +217,7 @@ impl Journal {
 
     /// Writes other contents durably. When that fails, those so far stay.
     fn replace(&mut self, contents: Contents) -> io::Result<()> {
-        write(&self.path, &contents)?;
+        side::write_json(&self.path, &contents)?;
         self.contents = contents;
         Ok(())
     }

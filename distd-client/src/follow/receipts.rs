@@ -67,7 +67,7 @@ struct Contents {
     /// Number of the last receipt.
     #[serde(default)]
     number: u64,
-    /// What the last receipt says.
+    /// Contents of the last receipt.
     #[serde(default)]
     last: Option<Ran>,
     /// The last receipt, as [`Waiting::entry`]: a log that lost entries gets it again.
@@ -91,23 +91,12 @@ impl Receipts {
     /// empty: the numbers begin again, and the log shows that.
     pub(super) fn load(data: &Path, ca: CertificateDer<'static>, bound: Duration) -> Self {
         let path = data.join(FILE_NAME);
-        let contents = match side::read(&path, FILE_BYTES_MAX) {
-            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(error = %Chain(&error), "{FILE_NAME} is damaged; it begins anew");
-                Contents::default()
-            }),
-            Ok(None) => Contents::default(),
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "{FILE_NAME} cannot be read; it begins anew");
-                Contents::default()
-            }
-        };
+        let contents = side::read_json(&path, FILE_BYTES_MAX);
         Self { path, contents, witness: Witness::load(data, ca), bound }
     }
 
     fn write(&self) -> io::Result<()> {
-        let text = serde_json::to_vec_pretty(&self.contents).map_err(io::Error::other)?;
-        side::write_atomic(&self.path, &text).map_err(io::Error::other)
+        side::write_json(&self.path, &self.contents)
     }
 
     /// Signs a receipt when the release that runs has changed. The receipt is on the disk before it

@@ -33,7 +33,7 @@ const RUNS_BYTES_MAX: u64 = 256;
 /// Parts in a whole, for drawing.
 const PARTS: u64 = 1_000_000;
 
-/// What becomes of releases on a simulated device.
+/// Fate of releases on a simulated device.
 #[derive(Clone, Debug)]
 pub struct Simulated {
     /// Time of a fetch.

@@ -87,8 +87,7 @@ impl Status {
 
 /// Writes the state of the device whose state directory is `data`.
 pub(super) fn write(status: &Status, data: &Path) {
-    let text = serde_json::to_vec_pretty(status).expect("names and numbers are always JSON");
-    if let Err(error) = side::write_atomic(&data.join(FILE_NAME), &text) {
+    if let Err(error) = side::write_json(&data.join(FILE_NAME), status) {
         tracing::warn!(error = %Chain(&error), "{FILE_NAME} is not written; distd status tells an earlier state");
     }
 }

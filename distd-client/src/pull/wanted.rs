@@ -41,10 +41,10 @@ use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 /// Time limit for closing the connections.
 const LEAVE: Duration = Duration::from_millis(200);
 
-/// What is known of a device when a rollout decides about it.
+/// Knowledge of a device, by which a rollout decides about it.
 #[derive(Clone, Copy)]
 pub(super) struct About<'a> {
-    /// What the realm says of it.
+    /// The realm's statement about it.
     pub(super) statement: Option<&'a NodeStatement>,
     /// Version that it has.
     pub(super) installed: Option<&'a Name>,

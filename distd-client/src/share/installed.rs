@@ -10,7 +10,7 @@ use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::lock::{Patience, lock};
-use crate::disk::side::{self, write_atomic};
+use crate::disk::side;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "installed.json";
@@ -52,8 +52,7 @@ pub fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()
     let mut installed = vec![Installed { path: path.clone(), manifest }];
     installed.extend(list(data).into_iter().filter(|old| old.path != path && old.path.exists()));
     installed.truncate(INSTALLED_MAX);
-    let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::other)?;
-    write_atomic(&data.join(FILE_NAME), &text).map_err(io::Error::other)
+    side::write_json(&data.join(FILE_NAME), &installed)
 }
 
 #[cfg(test)]

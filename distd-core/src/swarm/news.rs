@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::NodeId;
 use crate::fleet::HaltNotice;
 use crate::fleet::rollout::RolloutId;
+use crate::random::splitmix;
 use crate::time::Timestamp;
 
 /// Most notices that a node holds, one a rollout. The oldest gives way.
@@ -138,12 +139,8 @@ impl News {
         }
     }
 
-    /// Next random number (SplitMix64).
     fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        splitmix(&mut self.random)
     }
 
     /// A random part of `most`.

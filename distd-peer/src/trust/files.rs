@@ -151,8 +151,11 @@ fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
 /// Replaces `path` by these bytes, durably. A crash leaves the old file or the new one, and beside
 /// it at most one temporary file, which the next call for this path removes.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
-    let temporary = Temporary::write(path, bytes, mode)?;
-    filesystem::put(&temporary.path, path).map_err(FileError::io("replace", path))
+    let tmp = Temporary::path_for(path);
+    // The open file holds its lock until the rename.
+    let part = Temporary::create(&tmp, mode).map_err(FileError::io("write", path))?;
+    filesystem::replace_by(part, &tmp, path, bytes)
+        .map_err(|failed| FileError::io(failed.step, path)(failed.cause))
 }
 
 /// Removes `path`. A missing file is not an error.
@@ -173,10 +176,15 @@ struct Temporary {
 }
 
 impl Temporary {
+    /// Path of the temporary file for `path`.
+    fn path_for(path: &Path) -> PathBuf {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        path.with_file_name(format!(".{name}.part"))
+    }
+
     /// Writes a temporary file for `path`, durably. Waits for other processes that do the same.
     fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<Self, FileError> {
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let tmp = path.with_file_name(format!(".{name}.part"));
+        let tmp = Self::path_for(path);
         let mut file = Self::create(&tmp, mode).map_err(FileError::io("write", path))?;
         if let Err(e) = file.write_all(bytes).and_then(|()| file.sync_all()) {
             // The incomplete file is useless, and the first error is the one to report.

@@ -7,20 +7,17 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
 use distd_core::NodeId;
-use distd_core::fleet::receipts::{Receipt, SignedReceipt, receipt_message};
+use distd_core::fleet::receipts::{Receipt, SignedReceipt, node_of_key, receipt_message};
 use distd_core::fleet::report::{REPORT_BYTES_MAX, Report, ReportError, sequence_of};
 use distd_core::lru::Lru;
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use serde_bytes::ByteBuf;
 
-use super::identity::{IdentityError, NodeIdentity, node_id_of_spki};
+use super::identity::{IdentityError, NodeIdentity};
 use super::tuf::wire::{Answer, Query};
 
 /// Domain separation: the node's key signs these bytes before the report.
 const DOMAIN: &[u8] = b"distd-report-v1\0";
-
-/// SubjectPublicKeyInfo of an Ed25519 key, up to the key itself (RFC 8410).
-const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 const KEY_BYTES: usize = 32;
 const SIGNATURE_BYTES: usize = 64;
@@ -106,8 +103,8 @@ impl ReportSigner {
     /// [`IdentityError::Request`] if the key cannot sign.
     pub fn sign(&self, report: Report) -> Result<SignedReport, IdentityError> {
         let body = report.encode();
-        let signature = self.key.sign(&message(&body)).map_err(IdentityError::Request)?;
-        let bytes = [self.key.der_bytes(), &signature, &body].concat();
+        let (key, signature) = self.sign_message(&message(&body))?;
+        let bytes = [&key[..], &signature, &body].concat();
         Ok(SignedReport { node: self.node, report, bytes: bytes.into() })
     }
 }
@@ -117,11 +114,11 @@ fn verified(bytes: &Bytes) -> Result<(NodeId, &[u8]), ReportRefused> {
     if bytes.len() > SIGNED_REPORT_BYTES_MAX {
         return Err(ReportRefused::Length);
     }
-    let (key, rest) = bytes.split_at_checked(KEY_BYTES).ok_or(ReportRefused::Length)?;
+    let (key, rest) = bytes.split_first_chunk::<KEY_BYTES>().ok_or(ReportRefused::Length)?;
     let (signature, body) = rest.split_at_checked(SIGNATURE_BYTES).ok_or(ReportRefused::Length)?;
-    let verified = UnparsedPublicKey::new(&ED25519, key).verify(&message(body), signature);
+    let verified = UnparsedPublicKey::new(&ED25519, &key[..]).verify(&message(body), signature);
     verified.map_err(|_| ReportRefused::Signature)?;
-    Ok((node_id_of_spki(&[&SPKI_HEAD, key].concat()), body))
+    Ok((node_of_key(key), body))
 }
 
 /// Checks the signature of a report and returns its node and number, for a relay that passes it on:

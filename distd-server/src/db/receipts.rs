@@ -21,7 +21,7 @@ use distd_core::fleet::report::LogReport;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
 
-use super::row::{Columns, impossible, signed};
+use super::row::{Columns, claimed, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// Most receipts of one node that are taken within a day. An attempt at a rollout gives two.
@@ -44,7 +44,7 @@ pub struct LogRow {
     pub entry: Bytes,
 }
 
-/// What a node says about the log.
+/// Claims of a node about the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeLogRow {
     /// Number of entries in the head that it keeps.
@@ -57,11 +57,6 @@ pub struct NodeLogRow {
     pub hidden: u64,
     /// Time of the report.
     pub received: UnixSeconds,
-}
-
-/// A number of a node's report, as the database can hold it: the node may claim any.
-fn claimed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 async fn size(tx: &mut Transaction<'static, Any>) -> Result<u64, sqlx::Error> {
@@ -158,7 +153,7 @@ pub(super) async fn put_receipts(
         .fetch_one(&mut **tx)
         .await?;
         if row.number("value")? >= RECEIPTS_PER_DAY_MAX || row.number("number")? >= RECEIPTS_PER_NODE_MAX {
-            tracing::warn!(%node, "a node signs too many receipts: the log takes no more of it for now");
+            tracing::warn!(%node, "a node signs too many receipts: the log takes none of it until it has fewer within a day");
             break;
         }
         append(tx, &entry, now).await?;
@@ -307,7 +302,7 @@ impl Db {
         Ok(hashes)
     }
 
-    /// What a node says about the log; `None` when it says nothing.
+    /// Claims of a node about the log; `None` when it makes none.
     ///
     /// # Errors
     /// [`DbError::Query`].

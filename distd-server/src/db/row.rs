@@ -79,3 +79,18 @@ impl Columns for AnyRow {
 pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).expect("counts, lengths and ids stay below 2^63")
 }
+
+/// Converts a number that a node claims, which may be any, for binding.
+pub(super) fn claimed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claimed_counts_never_overflow() {
+        assert_eq!((claimed(7), claimed(u64::MAX)), (7, i64::MAX));
+    }
+}

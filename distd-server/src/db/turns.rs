@@ -121,7 +121,7 @@ async fn note_over(
     Ok(())
 }
 
-/// What the conditions of a rollout make of a device that asks for a turn.
+/// Decides by the conditions of a rollout about a device that asks for a turn.
 async fn decide(
     db: &mut AnyConnection,
     row: &RolloutRow,

@@ -34,7 +34,7 @@ pub fn is_turn_message(message: &[u8]) -> bool {
     message.strip_prefix(DOMAIN).is_some_and(|body| body.len() == 16 + 16 + NONCE_BYTES)
 }
 
-/// What the origin knows of a device that has been given a turn.
+/// The origin's knowledge of a device that has been given a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TurnSeen {
     /// Time at which the turn was given, unix seconds.

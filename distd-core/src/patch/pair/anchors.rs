@@ -10,6 +10,7 @@ use std::io;
 
 use super::{Of, Side};
 use crate::cut::ReadAt;
+use crate::random::splitmix;
 
 /// Most anchors kept of one side: 64 MB. Content behind the last of them is not indexed.
 pub const ANCHORS_MAX: usize = 4 << 20;
@@ -34,11 +35,7 @@ const fn gear() -> [u64; 256] {
     let mut table = [0; 256];
     let (mut n, mut state) = (0, 0u64);
     while n < 256 {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        table[n] = z ^ (z >> 31);
+        table[n] = splitmix(&mut state);
         n += 1;
     }
     table

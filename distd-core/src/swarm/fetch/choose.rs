@@ -8,6 +8,7 @@ use super::config::{
 };
 use super::peer::Peer;
 use super::{Batch, BatchId, Fetch, FetchEvent, PeerFault, PeerId, Tier};
+use crate::random::splitmix;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
@@ -76,11 +77,7 @@ impl Fetch {
     }
 
     fn random(&mut self) -> u64 {
-        // splitmix64.
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        splitmix(&mut self.random)
     }
 
     fn has_neighbours(&self) -> bool {
