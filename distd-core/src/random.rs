@@ -1,7 +1,7 @@
 //! Numbers that look random and are the same for the same seed. They keep no secrets.
 
-/// Moves `state` on and returns the next number (SplitMix64; Steele, Lea and Flood, "Fast splittable
-/// pseudorandom number generators", 2014).
+/// Moves `state` on and returns the next number (SplitMix64; Steele, Lea and Flood, "Fast
+/// splittable pseudorandom number generators", 2014).
 pub(crate) const fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
