@@ -74,6 +74,8 @@ enum Command {
     Rollout(cmd::rollout::Args),
     Simulate(cmd::simulate::Args),
     Status(cmd::status::Args),
+    Update(cmd::update::Args),
+    Rollback(cmd::update::RollbackArgs),
     Why(cmd::why::Args),
 }
 
@@ -103,6 +105,8 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Grant(args) => cmd::grant::run(context, args).await,
         Command::Rollout(args) => cmd::rollout::run(context, args).await,
         Command::Simulate(args) => cmd::simulate::run(context, args).await,
+        Command::Update(args) => cmd::update::run(context, args).await,
+        Command::Rollback(args) => cmd::update::roll_back(context, args).await,
         Command::Status(args) => cmd::status::run(context, args),
         Command::Why(args) => cmd::why::run(context, args).await,
     }

@@ -24,5 +24,6 @@ pub(crate) mod rollout;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod update;
 pub(crate) mod verify;
 pub(crate) mod why;

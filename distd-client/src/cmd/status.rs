@@ -33,7 +33,7 @@ fn at(seconds: u64) -> String {
     time(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
-fn shown(status: &Status) -> String {
+pub(super) fn shown(status: &Status) -> String {
     let or_none = |name: &Option<Name>| name.as_ref().map_or("-".to_owned(), Name::to_string);
     let mut lines = vec![
         format!("channel  {}:{}", status.product, status.channel),

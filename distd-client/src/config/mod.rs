@@ -54,6 +54,9 @@ const HOOK_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// some minutes is no reason for alarm.
 const RECEIPT_BOUND: Duration = Duration::from_secs(3600);
 
+/// Default longest time for which somebody at the device may put updates off.
+const DEFER_MAX: Duration = Duration::from_secs(7 * DAY_SECONDS);
+
 /// Default program that restarts the system.
 const REBOOT_COMMAND: &str = "systemctl reboot";
 
@@ -156,6 +159,8 @@ pub struct Values {
     pub hook_limit: Duration,
     /// Time within which a receipt of the device must be in the realm's log.
     pub receipt_bound: Duration,
+    /// Longest time for which somebody at the device may put updates off; zero forbids it.
+    pub defer_max: Duration,
 }
 
 impl Default for Values {
@@ -193,6 +198,7 @@ impl Default for Values {
             hooks: HOOKS.into(),
             hook_limit: HOOK_LIMIT,
             receipt_bound: RECEIPT_BOUND,
+            defer_max: DEFER_MAX,
         }
     }
 }

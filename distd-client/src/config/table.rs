@@ -440,6 +440,20 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Number(s.receipt_bound.as_secs().into()),
         },
         Setting {
+            key: "follow.defer_seconds",
+            option: "defer-seconds",
+            variable: "DISTD_DEFER_SECONDS",
+            value: "SECONDS",
+            several: false,
+            default: "604800",
+            help: "Longest time for which somebody at the device can put updates off with `distd update defer`; 0 \
+                   forbids it",
+            set: |s, text| {
+                number(text, 0..=366 * DAY_SECONDS).map(|seconds| s.defer_max = Duration::from_secs(seconds))
+            },
+            show: |s| Shown::Number(s.defer_max.as_secs().into()),
+        },
+        Setting {
             key: "policy.downgrade",
             option: "downgrade",
             variable: "DISTD_DOWNGRADE",

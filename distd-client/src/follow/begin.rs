@@ -42,11 +42,16 @@ impl Step {
     pub(super) async fn held_back(&mut self, beginning: &Beginning<'_>) -> anyhow::Result<Option<Held>> {
         let Beginning { version, rollout, number } = *beginning;
         let now = unix_now();
-        let may = may_now(&self.request.windows, rollout, now);
+        let own = if self.pressed.now { &Windows::default() } else { &self.request.windows };
+        let may = may_now(own, rollout, now);
+        let is_forced = rollout.is_some_and(|doc| doc.is_forced(now));
+        if let Some(until) = self.deferred_until().filter(|_| !is_forced && !self.pressed.now) {
+            return Ok(Some(Held::Deferred { until }));
+        }
         if !may.install || !(may.download || self.is_here(version)) {
             return Ok(Some(Held::Window));
         }
-        if !self.consents(version, rollout, now).await {
+        if !self.pressed.now && !self.consents(version, rollout, now).await {
             return Ok(Some(Held::Consent));
         }
         let Some(doc) = rollout.filter(|doc| doc.turns) else { return Ok(None) };

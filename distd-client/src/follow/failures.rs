@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use distd_core::fleet::rollout::Held;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ struct Failed {
     product: Name,
     version: Name,
     times: u32,
+    /// Whether somebody at the device took it back from the release.
+    #[serde(default)]
+    taken_back: bool,
 }
 
 /// Releases that did not work, the last one first.
@@ -31,17 +35,34 @@ struct Failed {
 pub struct Failures(Vec<Failed>);
 
 impl Failures {
-    /// Number of attempts at a release that failed on this device.
+    /// Number of attempts at a release that failed on this device; more than any rollout allows for
+    /// one that somebody took the device back from.
     pub fn of(&self, product: &Name, version: &Name) -> u32 {
         let failed = self.0.iter().find(|failed| failed.product == *product && failed.version == *version);
-        failed.map_or(0, |failed| failed.times)
+        failed.map_or(0, |failed| if failed.taken_back { u32::MAX } else { failed.times })
+    }
+
+    /// Why a release that failed `attempts` times is not installed.
+    pub(super) fn why(&self, product: &Name, version: &Name, attempts: u32) -> Held {
+        let is_taken_back =
+            |failed: &Failed| failed.taken_back && failed.product == *product && failed.version == *version;
+        if self.0.iter().any(is_taken_back) { Held::TakenBack } else { Held::Failed { attempts } }
     }
 
     /// Counts a failed attempt.
     pub(super) fn count(&mut self, product: &Name, version: &Name) {
         let times = self.of(product, version).saturating_add(1);
+        self.put(product, version, times, times == u32::MAX);
+    }
+
+    /// Remembers that somebody took the device back from a release.
+    pub(super) fn take_back(&mut self, product: &Name, version: &Name) {
+        self.put(product, version, 1, true);
+    }
+
+    fn put(&mut self, product: &Name, version: &Name, times: u32, taken_back: bool) {
         self.forget(product, version);
-        self.0.insert(0, Failed { product: product.clone(), version: version.clone(), times });
+        self.0.insert(0, Failed { product: product.clone(), version: version.clone(), times, taken_back });
         self.0.truncate(FAILED_MAX);
     }
 
@@ -85,6 +106,15 @@ mod tests {
         assert_eq!((times(&failures, "os"), times(&failures, "app"), times(&failures, "x")), (2, 1, 0));
         failures.forget(&name("os"), &name("2"));
         assert_eq!((times(&failures, "os"), times(&failures, "app")), (0, 1));
+        failures.take_back(&name("os"), &name("2"));
+        failures.store(dir.path()).expect("written");
+        let mut failures = load(dir.path());
+        assert_eq!(times(&failures, "os"), u32::MAX);
+        let why = |failures: &Failures, version: &str| failures.why(&name("os"), &name(version), 1);
+        assert_eq!(why(&failures, "2"), Held::TakenBack);
+        assert_eq!(why(&failures, "3"), Held::Failed { attempts: 1 });
+        failures.forget(&name("os"), &name("2"));
+        assert_eq!(times(&failures, "os"), 0);
         for n in 0..100 {
             failures.count(&name("os"), &name(&n.to_string()));
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use distd_core::fleet::report::{Attempt, FailureKind, FailureNote};
+use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote};
 use distd_core::fleet::rollout::{ATTEMPTS_MAX, RolloutId};
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
@@ -94,7 +94,11 @@ struct Contents {
 /// again. Others may pass: an attempt by another rollout, or later by the channel, is a new one.
 fn blames_the_release(kind: FailureKind) -> bool {
     match kind {
-        FailureKind::Integrity | FailureKind::Activation | FailureKind::Boot | FailureKind::Health => true,
+        FailureKind::Integrity
+        | FailureKind::Activation
+        | FailureKind::Boot
+        | FailureKind::Health
+        | FailureKind::Operator => true,
         FailureKind::Network
         | FailureKind::Refused
         | FailureKind::Storage
@@ -178,22 +182,38 @@ impl Journal {
         of.map(|attempt| attempt.number).max().unwrap_or(0)
     }
 
+    /// Release that ran before the newest attempt at `version` that succeeded.
+    pub(super) fn before(&self, version: &Name) -> Option<&Name> {
+        let succeeded = |entry: &&Entry| {
+            entry.attempt.version == *version && entry.attempt.state == AttemptState::Succeeded
+        };
+        self.contents.entries.iter().find(succeeded)?.from.as_ref()
+    }
+
     /// Counts failures of releases that are not counted yet among the device's.
     ///
     /// # Errors
     /// As the system reports.
     pub(super) fn settle(&mut self, failures: &mut Failures, data: &Path) -> io::Result<()> {
         let mut contents = self.contents.clone();
-        let mut changed = false;
+        let (mut counted, mut taken_back) = (false, false);
         for entry in contents.entries.iter_mut().filter(|entry| !entry.counted) {
-            let failure = entry.attempt.failure.as_ref();
-            if failure.is_some_and(|failure| blames_the_release(failure.kind)) {
-                failures.count(&entry.attempt.product, &entry.attempt.version);
-                entry.counted = true;
-                changed = true;
+            let Attempt { product, version, failure, .. } = &entry.attempt;
+            match failure.as_ref().map(|failure| failure.kind).filter(|kind| blames_the_release(*kind)) {
+                None => continue,
+                Some(FailureKind::Operator) => {
+                    failures.take_back(product, version);
+                    taken_back = true;
+                }
+                Some(_) => failures.count(product, version),
             }
+            (entry.counted, counted) = (true, true);
         }
-        if changed {
+        if taken_back {
+            // Cut off in between, the decision of a person holds, and is noted again.
+            failures.store(data)?;
+        }
+        if counted {
             // Cut off in between, the release is tried once more, and not once less.
             self.replace(contents)?;
             failures.store(data)?;
@@ -236,7 +256,7 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use distd_core::fleet::report::{AttemptState, SourceBytes};
+    use distd_core::fleet::report::SourceBytes;
 
     use super::*;
 

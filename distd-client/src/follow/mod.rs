@@ -10,10 +10,13 @@
 
 mod begin;
 mod boot;
+mod by_hand;
+mod deferral;
 mod directory;
 pub mod failures;
 mod hooks;
 mod journal;
+mod orders;
 mod place;
 mod programs;
 mod receipts;
@@ -47,6 +50,8 @@ use tokio::sync::{Notify, watch};
 pub use self::boot::LoaderKind;
 use self::boot::{Kernel, LoaderSettings};
 use self::directory::Directory;
+use self::orders::{Given, Orders};
+pub use self::orders::{Order, give_order};
 use self::place::Place;
 use self::reports::Reporter;
 use self::restart::BootId;
@@ -107,6 +112,8 @@ pub struct FollowRequest {
     pub hooks: PathBuf,
     /// Time limit of each of these programs.
     pub hook_limit: Duration,
+    /// Longest time for which somebody at the device may put updates off.
+    pub defer_max: Duration,
     /// Time within which a receipt of the device must be in the realm's log.
     receipt_bound: Duration,
     /// State directory of the device.
@@ -152,6 +159,7 @@ impl FollowRequest {
             },
             hooks: settings.hooks.clone(),
             hook_limit: settings.hook_limit,
+            defer_max: settings.defer_max,
             receipt_bound: settings.receipt_bound,
             data: data.to_owned(),
             parents: settings.parents.clone(),
@@ -163,7 +171,7 @@ impl FollowRequest {
 }
 
 /// Parts of the week in which the device may act; an empty list is the whole week.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Windows {
     download: Vec<Window>,
     install: Vec<Window>,
@@ -236,6 +244,8 @@ impl PlaceSettings {
 pub struct Follower {
     step: Step,
     looks: Arc<Notify>,
+    /// Orders of somebody at the device; `None` for a simulated one.
+    orders: Option<Orders>,
     /// One journal has one writer.
     _lock: File,
 }
@@ -277,7 +287,11 @@ impl Follower {
             }
         };
         let reporter = Reporter::open(identity, parents, &request.data, request.receipt_bound)?;
-        Ok(Self { step: Step::open(request, place, reporter, news), looks: Arc::default(), _lock: lock })
+        let (state, seen) = watch::channel(None);
+        let is_simulated = matches!(place, Place::Simulated(_));
+        let orders = (!is_simulated).then(|| Orders::listen(&request.data, seen));
+        let step = Step::open(request, place, reporter, news, state);
+        Ok(Self { step, looks: Arc::default(), orders, _lock: lock })
     }
 
     /// Signal to look at the channel now.
@@ -288,7 +302,7 @@ impl Follower {
     /// Follows the channel until `stop` is set or its sender is gone. An attempt that is under
     /// way is continued by the next process.
     pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { mut step, looks, _lock } = self;
+        let Self { mut step, looks, mut orders, _lock } = self;
         let following = async {
             loop {
                 let taken = step.take().await;
@@ -300,9 +314,16 @@ impl Follower {
                 step.look_at_log().await;
                 // Jitter keeps a fleet that was switched on at once from asking in step ever after.
                 let wait = step.pause().mul_f64(0.75 + 0.25 * random::fraction());
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = looks.notified() => tracing::debug!("looking at the channel because of news"),
+                let mut waited = std::pin::pin!(tokio::time::sleep(wait));
+                loop {
+                    tokio::select! {
+                        () = &mut waited => break,
+                        () = looks.notified() => {
+                            tracing::debug!("looking at the channel because of news");
+                            break;
+                        }
+                        given = next_order(&mut orders) => step.obey(given).await,
+                    }
                 }
             }
         };
@@ -311,5 +332,13 @@ impl Follower {
             _ = stop.wait_for(|stop| *stop) => {}
         }
         step.stopped();
+    }
+}
+
+/// Waits for the next order; for ever on a device that takes none.
+async fn next_order(orders: &mut Option<Orders>) -> Given {
+    match orders {
+        Some(orders) => orders.next().await,
+        None => std::future::pending().await,
     }
 }

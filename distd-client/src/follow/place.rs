@@ -79,6 +79,19 @@ impl Place {
         version_at(data, &at, product).as_ref() == Some(version)
     }
 
+    /// Versions of the product beside the one that runs that are here, whole.
+    pub(super) fn others_that_are_whole(&self, product: &Name, data: &Path) -> Vec<Name> {
+        let paths = match self {
+            Self::Directory(directory) => {
+                let current = directory.current().ok().flatten().map(|version| directory.release(&version));
+                directory.others(current.as_deref().unwrap_or(Path::new("")))
+            }
+            Self::Slots(slots) => vec![slots.other().device.clone()],
+            Self::Simulated(_) => Vec::new(),
+        };
+        paths.iter().filter_map(|path| version_at(data, path, product)).collect()
+    }
+
     /// Paths of other releases, whose chunks are used.
     pub(super) fn seeds(&self, target: &Path) -> Vec<PathBuf> {
         match self {

@@ -154,6 +154,7 @@ pub async fn follow_simulated(
         windows: Windows { download: Vec::new(), install: Vec::new(), zone: settings.time_zone.clone() },
         hooks: PathBuf::new(),
         hook_limit: settings.hook_limit,
+        defer_max: settings.defer_max,
         receipt_bound: settings.receipt_bound,
         data: data.to_owned(),
         parents,

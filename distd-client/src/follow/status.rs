@@ -36,6 +36,9 @@ pub struct Status {
     pub held: Option<Held>,
     /// Its newest attempt.
     pub attempt: Option<Attempt>,
+    /// Whether it is about to leave the release of that attempt.
+    #[serde(default)]
+    pub going_back: bool,
     /// Time of the last look at the channel that succeeded.
     pub looked: Option<u64>,
     /// Why the last look failed; `None` when it did not.
@@ -56,6 +59,7 @@ impl Status {
         let head = format!("{}:{}: this device runs {runs}", self.product, self.channel);
         if let Some(attempt) = self.under_way() {
             let doing = match attempt.state {
+                _ if self.going_back => "it goes back from",
                 AttemptState::Restarting => "it restarts into",
                 AttemptState::Checking => "it checks",
                 AttemptState::Activating => "it activates",
@@ -141,6 +145,7 @@ mod tests {
             wanted: Some(name("1")),
             held: None,
             attempt: None,
+            going_back: false,
             looked: Some(3),
             error: None,
             written: 4,
@@ -155,6 +160,8 @@ mod tests {
         assert_eq!(new.why(), format!("{head}, and is to run 2"));
         let checking = Status { attempt: Some(attempt(AttemptState::Checking)), ..new.clone() };
         assert_eq!(checking.why(), format!("{head}; it checks 2"));
+        let back = Status { going_back: true, ..checking.clone() };
+        assert_eq!(back.why(), format!("{head}; it goes back from 2"));
         let failed = Status { attempt: Some(attempt(AttemptState::Failed)), ..new };
         assert_eq!(failed.why(), format!("{head}; 2 failed here (storage: no room), and it waits"));
         let away = Status { error: Some("no parent".into()), ..status.clone() };

@@ -12,8 +12,10 @@ use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::names::{Name, Wanted};
 use distd_peer::clock::unix_now;
 use distd_peer::news::Newsroom;
+use tokio::sync::watch;
 
 use super::begin::Beginning;
+use super::by_hand::Pressed;
 use super::failures::{self, Failures};
 use super::hooks::{About, Hook, HookError, Hooks};
 use super::journal::{Entry, Journal};
@@ -35,7 +37,7 @@ use crate::pull::{
 };
 
 /// Time-out of an attempt at a release that no rollout brings, seconds.
-const TIMEOUT: u64 = 24 * 3600;
+pub(super) const TIMEOUT: u64 = 24 * 3600;
 
 /// File in the state directory that is there while a release is in its first boot.
 const TRYING: &str = "trying";
@@ -54,7 +56,7 @@ pub(super) struct Step {
     failures: Failures,
     reporter: Reporter,
     pub(super) hooks: Hooks,
-    held: Option<Held>,
+    pub(super) held: Option<Held>,
     /// Release of the last failed attempt or fetch, and when it failed.
     pub(super) paused: Option<(Name, Instant)>,
     pub(super) restarter: Restarter,
@@ -71,6 +73,10 @@ pub(super) struct Step {
     error: Option<String>,
     /// Time after which the device looks again, if that is sooner than usual.
     pub(super) sooner: Option<Duration>,
+    /// What somebody at the device wants of this look.
+    pub(super) pressed: Pressed,
+    /// State of the device for those who stand before it.
+    state: watch::Sender<Option<Status>>,
     news: Arc<Newsroom>,
     /// Rollout of the channel as it was last seen, with the counter of the channel.
     document: Option<(RolloutId, u64)>,
@@ -122,6 +128,7 @@ impl Step {
         place: Place,
         reporter: Reporter,
         news: Arc<Newsroom>,
+        state: watch::Sender<Option<Status>>,
     ) -> Self {
         let hooks = Hooks { directory: request.hooks.clone(), limit: request.hook_limit };
         let journal = Journal::load(&request.data);
@@ -157,6 +164,8 @@ impl Step {
             looked: None,
             error: None,
             sooner: None,
+            pressed: Pressed::default(),
+            state,
             news,
             document: None,
             request,
@@ -260,11 +269,18 @@ impl Step {
             wanted: self.wanted_version.clone(),
             held: self.held,
             attempt: self.journal.last().map(|entry| entry.attempt.clone()),
+            going_back: self.journal.under_way().is_some_and(|entry| entry.going_back.is_some()),
             looked: self.looked,
             error: self.error.clone(),
             written: unix_now(),
         };
         status::write(&status, &self.request.data);
+        self.state.send_replace(Some(status));
+    }
+
+    /// State that was noted last.
+    pub(super) fn last_status(&self) -> Option<Status> {
+        self.state.borrow().clone()
     }
 
     fn manifest_of(&self, version: &Name) -> Option<ManifestId> {
@@ -311,18 +327,25 @@ impl Step {
         }
         let current = self.place.running()?;
         if current.as_ref() == Some(&version) {
+            if self.deferred_until().is_none() {
+                self.end_deferral();
+            }
             return Ok(());
+        }
+        if self.pressed.again {
+            self.failures.forget(&self.request.product, &version);
+            self.failures.store(&self.request.data).map_err(local)?;
         }
         let attempts = rollout.as_ref().map_or(1, |doc| doc.attempts);
         let timeout = led_by.as_ref().map_or(TIMEOUT, |doc| doc.timeout);
         let passing = id.and_then(|id| self.journal.passing_failures().get(&id).copied()).unwrap_or(0);
         let failed = self.failures.of(&self.request.product, &version).saturating_add(passing);
-        if failed >= attempts {
-            self.held = Some(Held::Failed { attempts: failed });
+        if failed >= attempts && !self.pressed.again {
+            self.held = Some(self.failures.why(&self.request.product, &version, failed));
             return Ok(());
         }
         let is_new = self.journal.under_way().is_none();
-        if is_new && id.is_none() && self.is_paused(&version) {
+        if is_new && id.is_none() && self.is_paused(&version) && !self.pressed.now {
             return Ok(());
         }
         // The origin takes no attempt with a lower number than one before.
@@ -337,6 +360,7 @@ impl Step {
             }
             // An order to restart into an earlier release is void.
             self.restarter.withdraw();
+            self.end_deferral();
             let attempt = Attempt {
                 rollout: id,
                 product: self.request.product.clone(),
@@ -358,6 +382,17 @@ impl Step {
         }
         self.report().await;
         self.install(&version).await
+    }
+
+    /// Looks at the channel, and begins nothing.
+    ///
+    /// # Errors
+    /// When the look failed.
+    pub(super) async fn look_only(&mut self) -> anyhow::Result<()> {
+        let Look { rollout, wave, held, .. } = self.look().await?;
+        self.held = held;
+        self.reporter.saw(rollout.as_ref().map(|doc| doc.id), wave);
+        Ok(())
     }
 
     /// Looks at the channel.

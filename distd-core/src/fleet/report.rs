@@ -116,6 +116,8 @@ pub enum FailureKind {
     Health,
     /// The attempt took longer than the rollout allows.
     Timeout,
+    /// Somebody at the device took it back from the release.
+    Operator,
     /// A kind that only later releases of distd know.
     #[serde(other)]
     Other,
@@ -133,6 +135,7 @@ impl FailureKind {
             Self::Boot => "boot",
             Self::Health => "health",
             Self::Timeout => "timeout",
+            Self::Operator => "operator",
             Self::Other => "other",
         }
     }

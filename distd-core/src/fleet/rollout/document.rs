@@ -175,6 +175,13 @@ pub enum Held {
     Consent,
     /// As many other devices are under way as the rollout allows.
     Turn,
+    /// Somebody at the device put updates off.
+    Deferred {
+        /// End of that, unix seconds by the device's clock.
+        until: u64,
+    },
+    /// Somebody at the device took it back from the release.
+    TakenBack,
     /// The document is of a later form.
     Form,
     /// A reason that only later releases of distd know.
@@ -196,6 +203,8 @@ impl Held {
             Self::Window => "window",
             Self::Consent => "consent",
             Self::Turn => "turn",
+            Self::Deferred { .. } => "deferred",
+            Self::TakenBack => "taken_back",
             Self::Form => "form",
             Self::Unknown => "unknown",
         }
@@ -218,6 +227,8 @@ impl fmt::Display for Held {
             Self::Window => f.write_str("no window for updates of this device or of the rollout is open"),
             Self::Consent => f.write_str("the hook `consent` of this device has not agreed yet"),
             Self::Turn => f.write_str("as many other devices are under way as the rollout allows"),
+            Self::Deferred { .. } => f.write_str("somebody at this device put updates off"),
+            Self::TakenBack => f.write_str("somebody at this device took it back from the release"),
             Self::Unknown => f.write_str("a reason that only later releases of distd know"),
             Self::Form => f.write_str(
                 "the rollout is of a form that only later releases of distd know: update distd on this device",
