@@ -5,8 +5,8 @@
 #   mid     the same after `apt-get upgrade`: every update that needs no new package, so the old kernel
 #   update  the same after `apt-get dist-upgrade`: a new kernel too
 #   next    the Debian release after stable, with the same packages
-#   next-base, next-update   that release as in its archive and with its security updates, as an installation has it:
-#           with zstd, so that mkinitramfs packs the initrd by it
+#   next-base, next-update   that release with the kernel before the newest one of its archive, and with every update,
+#           as an installation has it: with zstd, so that mkinitramfs packs the initrd by it
 #
 #   tests/bench/corpus.sh OUT [TREE...]     leaves OUT/TREE.{plain,lz4}.erofs and the trees in OUT/tree; default: all
 #
@@ -17,7 +17,7 @@ out=${1:?usage: corpus.sh OUT [TREE...]}; shift
 trees=("$@"); ((${#trees[@]})) || trees=(base mid update next next-base next-update)
 here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/lib/install.sh"
-need debootstrap:debootstrap mkfs.erofs:erofs-utils
+need debootstrap:debootstrap mkfs.erofs:erofs-utils curl:curl xz:xz-utils
 mkdir -p "$out/tree"; out=$(realpath "$out")
 stable=$(. /etc/os-release && echo "$VERSION_CODENAME")
 declare -A after=([bullseye]=bookworm [bookworm]=trixie [trixie]=forky)
@@ -28,11 +28,13 @@ main=$(archive "$stable")
 packages=linux-image-amd64,systemd-sysv,openssh-server,nginx,python3,python3-requests,python3-yaml,ca-certificates,curl
 packages+=,postgresql-client,sqlite3,iproute2,nftables,chrony,git,vim-tiny,tcpdump,htop,jq,rsync,qemu-guest-agent
 
-# bootstrap TREE SUITE [PACKAGES]
+# kernels SUITE: the packages of kernels in the archive, the newest last.
+kernels() { curl -fsS "${main}dists/$1/main/binary-amd64/Packages.xz" | xz -dc | sed -n 's/^Package: \(linux-image-[0-9.]*+deb[0-9]*-amd64\)$/\1/p' | sort -V; }
+# bootstrap TREE SUITE [PACKAGES]: PACKAGES in place of the usual ones.
 bootstrap() {
   [ -e "$out/tree/$1.done" ] && return
   rm -rf "${out:?}/tree/$1"
-  debootstrap --variant=minbase --include="$packages${3:-}" "$2" "$out/tree/$1" "$main" >"$out/$1.log"
+  debootstrap --variant=minbase --include="${3:-$packages}" "$2" "$out/tree/$1" "$main" >"$out/$1.log"
   rm -rf "$out/tree/$1"/var/cache/apt/archives/*.deb "$out/tree/$1"/var/lib/apt/lists/* "$out/tree/$1"/var/cache/apt/*.bin
   touch "$out/tree/$1.done"
 }
@@ -64,9 +66,9 @@ tree() {
     mid) tree base; upgraded mid base "$stable" 'apt-get -y upgrade' ;;
     update) tree base; upgraded update base "$stable" "apt-get -y dist-upgrade; apt-get -y autoremove --purge; $one_kernel" ;;
     next) bootstrap next "$next" ;;
-    next-base) bootstrap next-base "$next" ,zstd ;;
+    next-base) bootstrap next-base "$next" "${packages/linux-image-amd64/$(kernels "$next" | tail -n 2 | head -n 1)},zstd" ;;
     next-update) tree next-base
-      upgraded next-update next-base "$next" "apt-get -y dist-upgrade; apt-get -y autoremove --purge; $one_kernel" ;;
+      upgraded next-update next-base "$next" "apt-get -y install linux-image-amd64; apt-get -y dist-upgrade; apt-get -y autoremove --purge; $one_kernel" ;;
     *) echo "corpus.sh knows no tree $1" >&2; exit 2 ;;
   esac
 }
