@@ -91,7 +91,7 @@ fn unmet(status: &Status) -> Option<Failure> {
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Check => {
-            let status = give(context, &Order::Check).await?;
+            let status = give(context, &Order::Check {}).await?;
             context.output().result(&status, Status::why)
         }
         Command::Now { again } => {

@@ -26,7 +26,7 @@ impl Step {
     /// Carries out an order and answers it.
     pub(super) async fn obey(&mut self, given: Given) {
         let answer = match given.order {
-            Order::Check => self.check_channel().await,
+            Order::Check {} => self.check_channel().await,
             Order::Now { again } => self.begin_now(again).await,
             Order::Defer { seconds } => self.defer(seconds),
             Order::RollBack { to } => self.roll_back(to).await,

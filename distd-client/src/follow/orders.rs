@@ -50,7 +50,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 #[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
     /// Look at the channel, and begin nothing.
-    Check,
+    Check {},
     /// Look at the channel, and begin what the device is to run without its own windows, its hook
     /// `consent` and what was put off.
     Now {
@@ -262,7 +262,7 @@ fn while_under_way(order: &Order, status: &Status) -> Option<Answer> {
     let under_way = || format!("an attempt at {} is under way: {}", attempt.version, attempt.state.as_str());
     match order {
         Order::Now { .. } => None,
-        Order::Check => Some(Answer::Done { status: Box::new(status.clone()) }),
+        Order::Check {} => Some(Answer::Done { status: Box::new(status.clone()) }),
         Order::Defer { .. } => Some(Answer::refused(
             under_way(),
             "what has begun is not put off; an operator can pause the rollout: distd rollout pause",
@@ -405,7 +405,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (_state, seen) = watch::channel(Some(status(Some(AttemptState::Fetching))));
         let _orders = Orders::listen(dir.path(), seen);
-        let check = give_order(dir.path(), &Order::Check, |_| {}).await.expect("answered");
+        let check = give_order(dir.path(), &Order::Check {}, |_| {}).await.expect("answered");
         assert_eq!(check, status(Some(AttemptState::Fetching)));
         for order in [Order::Defer { seconds: 60 }, Order::RollBack { to: None }] {
             let error = give_order(dir.path(), &order, |_| {}).await.expect_err("refused");
@@ -429,7 +429,7 @@ mod tests {
             let said = String::from_utf8_lossy(&text);
             assert!(said.contains("refused") || bytes.len() > ORDER_BYTES_MAX as usize, "{said}");
         }
-        give_order(dir.path(), &Order::Check, |_| {}).await.expect("answered");
+        give_order(dir.path(), &Order::Check {}, |_| {}).await.expect("answered");
     }
 
     #[test]
