@@ -2,13 +2,14 @@
 # Measures distd and its rivals on one pair of images in one run: bytes on the wire, seconds to make, seconds to apply,
 # peak memory. Every result is compared bit for bit. Markdown on standard output, progress on standard error.
 #
-#   tests/bench/compare.sh OLD NEW [TOOL...]     TOOL: distd casync bita zstd-3 zstd-19 xdelta3 (default: all)
+#   tests/bench/compare.sh OLD NEW [TOOL...]     TOOL: distd casync bita zstd-3 zstd-19 xdelta3 hdiffz (default: all)
 #
-# Needs root for installing what is missing. zstd-19 and xdelta3 take minutes on an 800 MB pair.
+# Needs root for installing what is missing. zstd-19 and xdelta3 take minutes on an 800 MB pair, hdiffz ten of them and
+# 5 GB of memory. $ZSTD names another zstd than the installed one.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 old=$(realpath "${1:?usage: compare.sh OLD NEW [TOOL...]}"); new=$(realpath "${2:?usage: compare.sh OLD NEW [TOOL...]}"); shift 2
-tools=("$@"); [ ${#tools[@]} -gt 0 ] || tools=(distd casync bita zstd-3 zstd-19 xdelta3)
+tools=("$@"); [ ${#tools[@]} -gt 0 ] || tools=(distd casync bita zstd-3 zstd-19 xdelta3 hdiffz)
 . "$here/tests/lib/install.sh"
 . "$here/tests/lib/realm.sh"
 wanted() { local t; for t in "${tools[@]}"; do [ "$t" = "$1" ] && return 0; done; return 1; }
@@ -112,13 +113,14 @@ P
   row "bita (64 KiB, brotli)" "$fetched" "$work/make" "$work/apply" "local archive; $flushed"
   rm -f "$work/out" "$work/seed" "$work/new.cba"
 fi
+zstd=${ZSTD:-zstd}
 for level in 3 19; do
   if wanted "zstd-$level"; then
-    warm; measure "$work/make" zstd -q -f "-$level" --long=31 --patch-from="$old" "$new" -o "$work/new.zst"
-    warm; measure "$work/apply" zstd -q -f -d --long=31 --patch-from="$old" "$work/new.zst" -o "$work/out"
+    warm; measure "$work/make" "$zstd" -q -f "-$level" --long=31 --patch-from="$old" "$new" -o "$work/new.zst"
+    warm; measure "$work/apply" "$zstd" -q -f -d --long=31 --patch-from="$old" "$work/new.zst" -o "$work/out"
     flushed=$(flushed "$work/out")
     same "$work/out" zstd
-    row "zstd -$level --patch-from" "$(stat -c %s "$work/new.zst")" "$work/make" "$work/apply" "whole image; $flushed"
+    row "zstd $("$zstd" --version | grep -o '[0-9]*\.[0-9]*\.[0-9]*') -$level --patch-from" "$(stat -c %s "$work/new.zst")" "$work/make" "$work/apply" "whole image; $flushed"
     rm -f "$work/out" "$work/new.zst"
   fi
 done
@@ -128,6 +130,23 @@ if wanted xdelta3; then
   flushed=$(flushed "$work/out")
   same "$work/out" xdelta3
   row "xdelta3 -9" "$(stat -c %s "$work/new.xd3")" "$work/make" "$work/apply" "whole image; $flushed"
+fi
+if wanted hdiffz; then
+  need python3:python3-venv >&2
+  python3 -m venv "$work/venv" >&2; "$work/venv/bin/pip" install -q hdiffpatch==2.6.0 >&2
+  warm; measure "$work/make" "$work/venv/bin/python" - "$old" "$new" "$work/new.hdiff" <<'P'
+import sys, hdiffpatch
+old, new = (open(path, "rb").read() for path in sys.argv[1:3])
+open(sys.argv[3], "wb").write(hdiffpatch.diff(old, new, hdiffpatch.COMPRESSION_LZMA2, validate=False))
+P
+  warm; measure "$work/apply" "$work/venv/bin/python" - "$old" "$work/new.hdiff" "$work/out" <<'P'
+import sys, hdiffpatch
+old, patch = (open(path, "rb").read() for path in sys.argv[1:3])
+open(sys.argv[3], "wb").write(hdiffpatch.apply(old, patch))
+P
+  flushed=$(flushed "$work/out")
+  same "$work/out" hdiffz
+  row "hdiffz, LZMA2 (hdiffpatch 2.6.0)" "$(stat -c %s "$work/new.hdiff")" "$work/make" "$work/apply" "whole image; $flushed"
 fi
 echo "Pair: $(basename "$old") ($(mb "$(stat -c %s "$old")") MB) to $(basename "$new") ($(mb "$(stat -c %s "$new")") MB); $(nproc) cores."
 echo
