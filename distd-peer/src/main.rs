@@ -78,11 +78,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         println!("metrics on http://{address}/metrics");
     }
     println!("next: distd pull PRODUCT@VERSION --out FILE --parent {}", running.address);
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
-    }
+    distd_peer::process::told_to_end().await?;
     running.stop().await?;
     Ok(())
 }

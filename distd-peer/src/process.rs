@@ -1,7 +1,10 @@
-//! Process-wide settings: the allocator's arenas, the limit on open files, the host's name.
+//! Process-wide settings: the allocator's arenas, the limit on open files, the host's name, and the
+//! signals that end a daemon.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Environment variable by which glibc bounds the number of its arenas.
 const VARIABLE: &str = "MALLOC_ARENA_MAX";
@@ -31,6 +34,18 @@ pub fn bound_arenas() {
     // `exec` returns only if it failed.
     let error = command.args(arguments).env(VARIABLE, "2").env(THRESHOLD.0, THRESHOLD.1).exec();
     eprintln!("note: memory may grow more than usual: could not start again with {VARIABLE}=2: {error}");
+}
+
+/// Waits until the process is told to end: by SIGTERM, or by ctrl-c.
+///
+/// # Errors
+/// When the system lets the process watch no signals.
+pub async fn told_to_end() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result,
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 /// Raises the limit on open files to the highest value the system allows this process: each of

@@ -48,7 +48,7 @@ upgraded() {
   printf 'deb %s %s main\n' "$main" "$suite" "$main" "$suite-updates" "$security" "$suite-security" >"$tree/etc/apt/sources.list"
   cp /etc/resolv.conf "$tree/etc/resolv.conf"
   mount -t proc proc "$tree/proc"; mount --bind /dev "$tree/dev"
-  trap 'umount -l "$tree/proc" "$tree/dev"' RETURN
+  trap 'umount -l "$tree/proc" "$tree/dev"; trap - RETURN' RETURN
   chroot "$tree" env DEBIAN_FRONTEND=noninteractive sh -ec "apt-get update; $4; apt-get clean; rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin" >"$out/$1.log" 2>&1
   touch "$out/tree/$1.done"
 }

@@ -14,6 +14,7 @@ use distd_core::fleet::rollout::Share;
 use distd_core::role::Role;
 use distd_peer::enrollment::{self, EnrollmentError};
 use distd_peer::process;
+use distd_peer::process::told_to_end;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::token::JoinToken;
@@ -218,7 +219,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    tokio::pin!(until);
+    let told = told_to_end();
+    tokio::pin!(until, told);
     loop {
         tokio::select! {
             _ = say.tick() => context.output().note(&Standing::of(&devices, broken).shown()),
@@ -233,7 +235,10 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 }
             }
             () = &mut until => break,
-            _ = tokio::signal::ctrl_c() => break,
+            told = &mut told => {
+                told?;
+                break;
+            }
         }
     }
     stop.send_replace(true);

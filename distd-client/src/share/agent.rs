@@ -17,8 +17,8 @@ use distd_peer::enrollment::renew_regularly;
 use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
 use distd_peer::news::{self, Newsroom};
+use distd_peer::process::told_to_end;
 use distd_peer::random;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -140,11 +140,7 @@ impl Agent {
         let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
         let (stop, stopped) = watch::channel(false);
         let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            result = tokio::signal::ctrl_c() => result?,
-            _ = terminate.recv() => {}
-        }
+        told_to_end().await?;
         renewing.abort();
         stop.send_replace(true);
         if let Some(following) = &mut following {
