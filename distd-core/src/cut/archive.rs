@@ -13,7 +13,7 @@ pub const NAME_SEPARATOR: &[u8] = b"//";
 
 /// Shortest data that is a region of its own, bytes. Sending shorter data again costs about as much
 /// as an entry in the manifest.
-const DATA_MIN: u64 = 256;
+pub(super) const DATA_MIN: u64 = 256;
 
 /// Step in bytes by which zeros behind an archive are skipped.
 const PADDING: u64 = 4;
@@ -107,13 +107,12 @@ impl<'a, R: ReadAt + ?Sized> Members<'a, R> {
 /// Finds the regions of an artifact that consists of archives and gzip files in any order, with
 /// anything behind them. `None` if the artifact begins with neither, if an archive has no end, or
 /// if the artifact cannot be read.
-pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
+pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R, budget: &mut gzip::Budget) -> Option<Regions> {
     let len = artifact.len();
     if len > ARTIFACT_BYTES_MAX {
         return None;
     }
     let mut members = Members::new(artifact, 0..len);
-    let mut budget = gzip::Budget::of(len);
     let mut found = Regions::default();
     let mut packed_files = 0;
     loop {
@@ -133,7 +132,7 @@ pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
         if members.format.is_some() {
             return None;
         }
-        let file = gzip::members(artifact, members.range.clone(), &mut budget).ok()?;
+        let file = gzip::members(artifact, members.range.clone(), budget).ok()?;
         let Some(last) = file.ends.last() else { break };
         packed_files += 1;
         let name = file.name.unwrap_or_else(|| format!("gzip-{packed_files}").into_bytes());

@@ -1,6 +1,6 @@
 //! Cutting: splits an artifact into regions and each region into chunks.
 //!
-//! [`regions`] finds the borders that a format defines (files inside an EROFS image or an archive),
+//! [`regions`] finds the borders that a format defines (files inside a file system or an archive),
 //! so that inserting a file moves no cut inside another file. FastCDC then cuts inside each region;
 //! a region border is always a cut. The same bytes and the same [`CutParams`] give the same chunks
 //! on every machine, whatever the window size and however many threads share the work
@@ -25,16 +25,24 @@
 
 pub(crate) mod archive;
 mod batch;
+mod bytes;
 mod cpio;
+mod disk;
 pub mod erofs;
+mod fat;
+mod found;
 pub(crate) mod gzip;
 mod params;
+mod pe;
 mod read;
 mod region;
 mod tar;
+mod volume;
 
 pub use archive::NAME_SEPARATOR;
 pub use batch::{Batch, Batches, CutChunk, WINDOW_BYTES};
+pub use disk::{PARTITION_SEPARATOR, Volume, path_in_partition, volumes};
 pub use params::{CutParams, CutParamsError, Cutter};
-pub use read::ReadAt;
+pub use read::{Joined, ReadAt};
+pub(crate) use read::{len_of, read_parts};
 pub use region::{Region, RegionKind, Regions, regions};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ReadAt, archive, erofs};
+use super::{NAME_SEPARATOR, ReadAt, disk, gzip, path_in_partition, volume};
 use crate::bounds::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
 
 /// Content of a region, as far as its format reader knows.
@@ -110,6 +110,33 @@ impl Regions {
         self.list.last().map_or(0, Region::end)
     }
 
+    /// Joins the regions between which there is no border: those that end where `is_border` is
+    /// false. Joined regions keep a kind and a name that they have in common, and a name also where
+    /// they are parts of one file.
+    #[must_use]
+    pub fn with_borders(&self, is_border: impl Fn(u64) -> bool) -> Self {
+        let mut out = Self::default();
+        let mut open: Vec<&Region> = Vec::new();
+        for (index, region) in self.list.iter().enumerate() {
+            open.push(region);
+            if index + 1 < self.list.len() && !is_border(region.end()) {
+                continue;
+            }
+            let len = open.iter().map(|region| region.len).sum();
+            let same = |one: &&&Region| (one.kind, self.name(one)) == (region.kind, self.name(region));
+            if open.iter().all(|one| same(&one)) {
+                out.push(len, region.kind, self.name(region));
+            } else {
+                let file = self.name(region).map(file_of);
+                let is_one = file.is_some() && open.iter().all(|one| self.name(one).map(file_of) == file);
+                let kind = if is_one { RegionKind::File } else { RegionKind::Plain };
+                out.push(len, kind, file.filter(|_| is_one));
+            }
+            open.clear();
+        }
+        out
+    }
+
     /// Splits the regions into at most `n` ranges of indices into [`all`](Self::all), in order,
     /// with about the same number of bytes each.
     ///
@@ -139,6 +166,13 @@ impl Regions {
     }
 }
 
+/// Returns the name of the file in a file system to which a region with this name belongs.
+fn file_of(name: &[u8]) -> &[u8] {
+    let path = path_in_partition(name).unwrap_or(name);
+    let end = path.windows(NAME_SEPARATOR.len()).position(|two| two == NAME_SEPARATOR);
+    &name[..name.len() - end.map_or(0, |end| path.len() - end)]
+}
+
 /// Finds the regions of an artifact.
 ///
 /// Never fails: an artifact of an unknown format, or one that is damaged, built to hurt or
@@ -146,8 +180,9 @@ impl Regions {
 /// only metadata, except for gzip files, which are read whole. Time and memory are bounded by a
 /// small multiple of the length, whatever the content says.
 pub fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Regions {
-    erofs::regions(artifact)
-        .or_else(|| archive::regions(artifact))
+    let mut budget = gzip::Budget::of(artifact.len());
+    volume::regions(artifact, &mut budget)
+        .or_else(|| disk::regions(artifact, &mut budget))
         .unwrap_or_else(|| Regions::plain(artifact.len()))
 }
 
@@ -178,6 +213,39 @@ mod tests {
         assert_eq!(names, [Some(&b"a/b"[..]), None, None]);
         assert_eq!(regions.total(), 21);
         assert_eq!(Regions::from_parts([(u64::MAX, RegionKind::Plain, None); 2]), None);
+    }
+
+    #[test]
+    fn regions_without_a_border_between_them_are_joined() {
+        let parts = [
+            (10, RegionKind::Metadata, &b"esp///a.efi//"[..]),
+            (20, RegionKind::File, b"esp///a.efi//.linux"),
+            (30, RegionKind::File, b"esp///b"),
+            (40, RegionKind::Metadata, b""),
+        ];
+        let regions = Regions::from_parts(
+            parts.map(|(len, kind, name)| (len, kind, Some(name).filter(|name| !name.is_empty()))),
+        )
+        .expect("small");
+        let joined = |borders: &[u64]| -> Vec<_> {
+            let joined = regions.with_borders(|at| borders.contains(&at));
+            let named = joined
+                .all()
+                .iter()
+                .map(|region| (region.len, region.kind, joined.name(region).unwrap_or_default().to_vec()));
+            named.collect()
+        };
+        assert_eq!(regions.with_borders(|_| true), regions);
+        assert_eq!(joined(&[30, 60])[0], (30, RegionKind::File, b"esp///a.efi".to_vec()));
+        assert_eq!(
+            joined(&[30, 60])[1..],
+            [(30, RegionKind::File, b"esp///b".to_vec()), (40, RegionKind::Metadata, Vec::new())]
+        );
+        assert_eq!(
+            joined(&[10]),
+            [(10, RegionKind::Metadata, b"esp///a.efi//".to_vec()), (90, RegionKind::Plain, Vec::new())]
+        );
+        assert_eq!(joined(&[]), [(100, RegionKind::Plain, Vec::new())]);
     }
 
     proptest! {

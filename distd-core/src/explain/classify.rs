@@ -7,7 +7,7 @@ use super::contents::Content;
 use super::listing::Listing;
 use super::metadata::MetadataCost;
 use super::report::{Count, Kind, KindCost, PathCost, Times, Uncompressed};
-use crate::cut::erofs::PACKED_INODE_NAME;
+use crate::cut::erofs::is_packed_inode;
 use crate::cut::{Region, RegionKind, Regions};
 use crate::patch::pair::fold;
 
@@ -38,7 +38,8 @@ pub(super) struct Stats<'a> {
 
 impl<'a> Stats<'a> {
     pub(super) fn of(regions: &'a Regions, scan: &Scan) -> Self {
-        let mut stats = Self { paths: BTreeMap::new(), metadata: (0, 0), unknown: (0, 0) };
+        let mut stats =
+            Self { paths: BTreeMap::new(), metadata: (0, 0), unknown: (0, 0) };
         // Headers of archives are structures, although their regions have names.
         let file_name =
             |region: &Region| regions.name(region).filter(|_| region.kind != RegionKind::Metadata);
@@ -80,6 +81,11 @@ impl<'a> Stats<'a> {
         self.paths.get(path).is_some_and(|stat| stat.packed_wire > 0)
     }
 
+    /// Returns whether the packed inode of an image has compressed clusters to send.
+    pub(super) fn has_fresh_fragments(&self) -> bool {
+        self.paths.iter().any(|(path, stat)| is_packed_inode(path) && stat.packed_wire > 0)
+    }
+
     /// Returns one line per path and kind, most bytes first.
     pub(super) fn costs(
         &self,
@@ -96,7 +102,7 @@ impl<'a> Stats<'a> {
             }
         };
         for (path, stat) in &self.paths {
-            if *path == PACKED_INODE_NAME {
+            if is_packed_inode(path) {
                 push(None, Kind::Fragments, None, (stat.raw, stat.wire));
                 continue;
             }
@@ -205,7 +211,7 @@ impl<'a> Stats<'a> {
         }
         // The packed inode holds content of the other files, so it costs nothing more once all of
         // them are unpacked.
-        if let Some(stat) = self.paths.get(PACKED_INODE_NAME).filter(|_| whole) {
+        for (_, stat) in self.paths.iter().filter(|(path, _)| whole && is_packed_inode(path)) {
             replace(stat, Content::default());
         }
         packed.then_some(sum)
@@ -235,6 +241,7 @@ pub(super) fn part(whole: u64, of: u64, all: u64) -> u64 {
 mod tests {
     use super::super::chunks::Fresh;
     use super::*;
+    use crate::cut::erofs::PACKED_INODE_NAME;
 
     #[test]
     fn the_packed_inode_is_fragments_and_plain_regions_are_unknown() {

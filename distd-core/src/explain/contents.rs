@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use super::chunks::{Held, Key, Keys};
 use super::unpack::{ContentError, Unpacker};
 use crate::cut::erofs::{ExtentData, PACKED_INODE_NAME, PackedFile, Reader};
-use crate::cut::{CutChunk, CutParams, Cutter, ReadAt};
+use crate::cut::{CutChunk, CutParams, Cutter, Joined, ReadAt, volumes};
 use crate::packing::Packer;
 
 /// Bytes of content in a run of files that one thread takes: long enough that neighbours stay
@@ -65,7 +65,7 @@ pub(super) fn list<R: ReadAt + ?Sized>(
 ) -> io::Result<Vec<(Key, u32)>> {
     let mut out = Vec::new();
     let (mut keys, cutter) = (Keys::default(), Cutter::new(params));
-    each_file(artifact, share, |_, file, unpacker| {
+    each_file(artifact, share, |_, _, file, unpacker| {
         cut_file(file, unpacker, &cutter, |chunk| out.push((keys.of(&chunk), 0)))
     })?;
     Ok(out)
@@ -81,11 +81,11 @@ pub(super) fn scan<R: ReadAt + ?Sized>(
 ) -> io::Result<Contents> {
     let (mut contents, mut packer) = (Contents::default(), Packer::new(level));
     let (mut keys, cutter, mut seen) = (Keys::default(), Cutter::new(params), BTreeSet::new());
-    each_file(artifact, share, |number, file, unpacker| {
-        if !((wanted.path)(file.path()) || wanted.fragments && has_fragment(file)) {
+    each_file(artifact, share, |number, name, file, unpacker| {
+        if !((wanted.path)(name) || wanted.fragments && has_fragment(file)) {
             return Ok(());
         }
-        contents.names.insert(number, file.path().into());
+        contents.names.insert(number, name.into());
         let before = contents.fresh.len();
         let result = cut_file(file, unpacker, &cutter, |chunk| {
             let key = keys.of(&chunk);
@@ -139,34 +139,45 @@ fn has_fragment<R: ReadAt + ?Sized>(file: &PackedFile<'_, '_, R>) -> bool {
     last.is_some_and(|extent| matches!(extent.data, ExtentData::Fragment { .. }))
 }
 
-/// Calls `each` with the files of a share. Stops at the first error in reading the artifact; `each`
-/// has to count the files that do not unpack.
+/// Calls `each` with the numbers, names and files of a share, over all images. Stops at the first
+/// error in reading the artifact; `each` has to count the files that do not unpack.
 fn each_file<R: ReadAt + ?Sized>(
     artifact: &R,
     share: Share,
-    mut each: impl FnMut(u64, &PackedFile<'_, '_, R>, &mut Unpacker<'_, '_, R>) -> Result<(), ContentError>,
+    mut each: impl for<'v> FnMut(
+        u64,
+        &[u8],
+        &PackedFile<'_, '_, Joined<'v, R>>,
+        &mut Unpacker<'_, '_, Joined<'v, R>>,
+    ) -> Result<(), ContentError>,
 ) -> io::Result<()> {
-    let Some(reader) = Reader::open(artifact) else { return Ok(()) };
-    let Some(mut unpacker) = Unpacker::new(artifact, &reader) else { return Ok(()) };
     let (mut number, mut bytes, mut failure) = (0, 0u64, None);
-    // `None` means that the image is not sound. No region of it is packed, so this function is not
-    // called.
-    let _ = reader.packed_files(|file| {
-        let own = bytes / SHARE_BYTES % share.of == share.index;
-        bytes = bytes.saturating_add(file.size());
-        number += 1;
-        // The content of the packed inode belongs to other files.
-        if !own || file.path() == PACKED_INODE_NAME {
-            return ControlFlow::Continue(());
-        }
-        match each(number, &file, &mut unpacker) {
-            Err(ContentError::Read(error)) => {
-                failure = Some(error);
-                ControlFlow::Break(())
+    for volume in volumes(artifact) {
+        let image = volume.reader(artifact);
+        let Some(reader) = Reader::open(&image) else { continue };
+        let Some(mut unpacker) = Unpacker::new(&image, &reader) else { continue };
+        // `None` means that the image is not sound. No region of it is packed, so none of its files
+        // has fresh clusters.
+        let _ = reader.packed_files(|file| {
+            let own = bytes / SHARE_BYTES % share.of == share.index;
+            bytes = bytes.saturating_add(file.size());
+            number += 1;
+            // The content of the packed inode belongs to other files.
+            if !own || file.path() == PACKED_INODE_NAME {
+                return ControlFlow::Continue(());
             }
-            Ok(()) | Err(ContentError::NotUnpacked) => ControlFlow::Continue(()),
+            match each(number, &volume.name(file.path()), &file, &mut unpacker) {
+                Err(ContentError::Read(error)) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+                Ok(()) | Err(ContentError::NotUnpacked) => ControlFlow::Continue(()),
+            }
+        });
+        if failure.is_some() {
+            break;
         }
-    });
+    }
     failure.map_or(Ok(()), Err)
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
 
-use crate::cut::erofs::{Attributes, PACKED_INODE_NAME, Reader};
-use crate::cut::{ReadAt, RegionKind, Regions};
+use crate::cut::erofs::{Attributes, Reader, is_packed_inode};
+use crate::cut::{ReadAt, RegionKind, Regions, Volume, volumes};
 
 /// Most names listed. Further files have no name here: some of them are then reported as new
 /// although they are not, and the report says so.
@@ -30,31 +30,47 @@ pub(super) struct Listing {
     pub(super) times: Vec<Range<u64>>,
     /// Ranges of the data addresses and inode numbers, in order of discovery.
     pub(super) addresses: Vec<Range<u64>>,
+    /// Offsets of the images whose names are listed.
+    pub(super) images: Vec<u64>,
     /// Whether no name was left out.
     pub(super) complete: bool,
     pub(super) name_bytes: usize,
 }
 
 impl Listing {
-    /// Lists the names in the directories of an image. For any other artifact, lists the names of
-    /// its regions, without headers of archives.
+    /// Lists the names in the directories of images, in partitions or not, and the names of the
+    /// regions of anything else, without headers of archives.
     pub(super) fn of<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> Self {
-        Reader::open(artifact).and_then(|reader| Self::of_image(&reader)).unwrap_or_else(|| {
-            let mut listing = Self { complete: true, ..Self::default() };
-            let files = regions.all().iter().filter(|region| region.kind != RegionKind::Metadata);
-            for name in files.filter_map(|region| regions.name(region)) {
-                // A long file has many regions.
-                if !listing.names.contains_key(name) && !listing.add(name, None) {
-                    break;
-                }
+        let mut listing = Self { complete: true, ..Self::default() };
+        for volume in volumes(artifact) {
+            let image = volume.reader(artifact);
+            if Reader::open(&image).and_then(|reader| listing.add_image(&volume, &reader)).is_none() {
+                listing.add_regions(regions, &volume);
             }
-            listing
-        })
+        }
+        listing
     }
 
-    fn of_image<R: ReadAt + ?Sized>(reader: &Reader<'_, R>) -> Option<Self> {
+    /// Adds the names of the regions in a volume.
+    fn add_regions(&mut self, regions: &Regions, volume: &Volume) {
+        let files = regions
+            .all()
+            .iter()
+            .filter(|region| region.kind != RegionKind::Metadata && volume.range.contains(&region.start));
+        for name in files.filter_map(|region| regions.name(region)) {
+            // A long file has many regions.
+            if !self.names.contains_key(name) && !self.add(name, None) {
+                break;
+            }
+        }
+    }
+
+    /// Adds the names of an image; adds none, and returns `None`, if the image is not sound.
+    fn add_image<R: ReadAt + ?Sized>(&mut self, volume: &Volume, reader: &Reader<'_, R>) -> Option<()> {
         let mut listing = Self { complete: true, ..Self::default() };
         let mut linked = BTreeSet::new();
+        let base = volume.range.start;
+        let at = |range: Range<u64>| base + range.start..base + range.end;
         reader.entries(|entry| {
             let links = entry.attributes.links;
             let first = match entry.raw {
@@ -62,17 +78,23 @@ impl Listing {
                 _ => true,
             };
             if first && let Some(raw) = entry.raw {
-                listing.times.push(raw.times());
-                listing.addresses.push(raw.address());
+                listing.times.push(at(raw.times()));
+                listing.addresses.push(at(raw.address()));
             }
             let inode = Inode { modified: entry.modified, attributes: entry.attributes, first };
-            if listing.add(entry.path, Some(inode)) {
+            if listing.add(&volume.name(entry.path), Some(inode)) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
             }
         })?;
-        Some(listing)
+        self.complete &= listing.complete;
+        self.name_bytes += listing.name_bytes;
+        self.names.extend(listing.names);
+        self.times.extend(listing.times);
+        self.addresses.extend(listing.addresses);
+        self.images.push(base);
+        Some(())
     }
 
     fn add(&mut self, name: &[u8], inode: Option<Inode>) -> bool {
@@ -87,6 +109,6 @@ impl Listing {
 
     /// Returns whether the artifact has the name `path`.
     pub(super) fn has(&self, path: &[u8]) -> bool {
-        path == PACKED_INODE_NAME || self.names.contains_key(path)
+        is_packed_inode(path) || self.names.contains_key(path)
     }
 }

@@ -44,9 +44,6 @@ struct Structures<'a, R: ReadAt + ?Sized> {
     blanks: Vec<Range<u64>>,
 }
 
-/// Ranges of fields in the superblock, and of fields in the inodes.
-type Places<'p> = (&'p [Range<u64>], &'p [Range<u64>]);
-
 /// One side of the comparison: bytes, regions and names.
 pub(super) struct Side<'a, R: ReadAt + ?Sized> {
     pub(super) artifact: &'a R,
@@ -85,18 +82,24 @@ pub(super) fn measure<A: ReadAt + ?Sized, B: ReadAt + ?Sized>(
 impl<'a, R: ReadAt + ?Sized> Structures<'a, R> {
     /// Joins the structures and blanks the first `blanked` of: times, identity, addresses.
     fn of(side: &Side<'a, R>, blanked: usize) -> Self {
+        let listing = side.listing;
+        let in_superblocks = |fields: &[Range<u64>]| -> Vec<Range<u64>> {
+            let of_image = |base: &u64| {
+                let base = *base;
+                fields.iter().map(move |field| base + field.start..base + field.end).collect::<Vec<_>>()
+            };
+            listing.images.iter().flat_map(of_image).collect()
+        };
         let mut blanks: Vec<Range<u64>> = Vec::new();
-        let kinds: [Places<'_>; 3] = [
-            (&SUPERBLOCK_TIMES, &side.listing.times),
-            (&SUPERBLOCK_IDENTITY, &[]),
-            (&[], &side.listing.addresses),
-        ];
-        // Without inodes the artifact is not an image, and the superblock's place holds something
-        // else.
-        if !side.listing.times.is_empty() {
-            for (fixed, found) in &kinds[..blanked] {
-                blanks.extend(fixed.iter().chain(found.iter()).cloned());
-            }
+        if blanked > 0 {
+            blanks.extend(in_superblocks(&SUPERBLOCK_TIMES));
+            blanks.extend(listing.times.iter().cloned());
+        }
+        if blanked > 1 {
+            blanks.extend(in_superblocks(&SUPERBLOCK_IDENTITY));
+        }
+        if blanked > 2 {
+            blanks.extend(listing.addresses.iter().cloned());
         }
         // Ranges of a hostile image may overlap; each of them is blanked all the same.
         blanks.sort_unstable_by_key(|blank| (blank.start, blank.end));

@@ -23,7 +23,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use crate::cut::erofs::PACKED_INODE_NAME;
 use crate::cut::{CutParams, ReadAt, Regions};
 use crate::packing::LEVEL_DEFAULT;
 
@@ -174,10 +173,8 @@ fn contents<A: ReadAt + ?Sized, B: ReadAt + ?Sized, H: Host>(
     let list = |index| contents::list(old, share(index), how.0);
     let (first, second) = host.join(|| list(0), || list(1));
     let inside = Held::of([first.map_err(ExplainError::Old)?, second.map_err(ExplainError::Old)?]);
-    let wanted = Wanted {
-        path: &|path| stats.has_fresh_clusters(path),
-        fragments: stats.has_fresh_clusters(PACKED_INODE_NAME),
-    };
+    let wanted =
+        Wanted { path: &|path| stats.has_fresh_clusters(path), fragments: stats.has_fresh_fragments() };
     let scan = |index| contents::scan(new, share(index), how, &wanted, &[held, &inside]);
     let (first, second) = host.join(|| scan(0), || scan(1));
     Ok(Contents::by_path([first.map_err(ExplainError::New)?, second.map_err(ExplainError::New)?]))

@@ -89,17 +89,16 @@ impl StoredArtifact {
         u64::from(self.places[index as usize].stored_len)
     }
 
-    /// Regions of the artifact. If this build would cut the release differently, the regions do not
-    /// fit the stored chunks, and the whole artifact counts as one plain region.
+    /// Regions of the artifact. Borders that this build would make and that are not in the stored
+    /// chunks are left out: the release was cut before their format was known.
     pub(super) fn regions(&self) -> Regions {
         let found = regions(self);
-        let is_border =
-            |at: u64| at == self.len || self.spans.binary_search_by_key(&at, |span| span.offset).is_ok();
-        if found.total() == self.len && found.all().iter().all(|region| is_border(region.end())) {
-            return found;
+        if found.total() != self.len {
+            return Regions::plain(self.len);
         }
-        tracing::debug!("a release was cut by other rules; its regions are not used");
-        Regions::plain(self.len)
+        found.with_borders(|at| {
+            at == self.len || self.spans.binary_search_by_key(&at, |span| span.offset).is_ok()
+        })
     }
 
     /// Raw bytes of the chunks in `wanted`, by place; each place is read once.

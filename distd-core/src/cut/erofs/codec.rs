@@ -2,8 +2,9 @@
 
 use erofs_rs::types::{SB_EXTSLOT_SIZE, SUPER_BLOCK_OFFSET, SuperBlock};
 
-use super::image::{Image, u16_at, u32_at};
+use super::image::Image;
 use crate::cut::ReadAt;
+use crate::cut::bytes::{u16_at, u32_at};
 
 /// Coding that turns the bytes of a physical cluster into the bytes of its extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

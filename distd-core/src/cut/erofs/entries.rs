@@ -5,9 +5,9 @@ use std::ops::{ControlFlow, Range};
 
 use erofs_rs::types::{Inode, InodeCompact, InodeExtended, Layout, SUPER_BLOCK_OFFSET};
 
-use super::image::u16_at;
 use super::{NID_METABOX, Reader, ready};
 use crate::cut::ReadAt;
+use crate::cut::bytes::u16_at;
 
 /// Attributes of a file in its inode, without times and addresses. Two releases of an unchanged
 /// file have equal attributes.

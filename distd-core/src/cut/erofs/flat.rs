@@ -4,10 +4,10 @@ use erofs_rs::types::{
     Inode, LAYOUT_CHUNK_FORMAT_48BIT, LAYOUT_CHUNK_FORMAT_BITS, LAYOUT_CHUNK_FORMAT_INDEXES, Layout,
 };
 
-use super::found::Found;
-use super::image::{u16_at, u32_at};
 use super::{Geometry, NID_METABOX, Reader, TAIL_MIN};
-use crate::cut::ReadAt;
+use crate::cut::bytes::{u16_at, u32_at};
+use crate::cut::found::Found;
+use crate::cut::{ReadAt, RegionKind};
 
 /// Offset of the data union `inode_data`, the same in both inode forms.
 const INODE_DATA_OFFSET: usize = 16;
@@ -42,7 +42,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
             return Some(());
         }
         let start = self.behind_inode(inode)?.1;
-        found.add(start, start.checked_add(tail)?, false, &self.geometry)
+        found.add(start, start.checked_add(tail)?, RegionKind::File)
     }
 
     /// Returns the first block of a flat file; the inner `None` stands for a hole.
@@ -129,5 +129,5 @@ fn add_blocks(block: u64, bytes: u64, geometry: &Geometry, found: &mut Found) ->
         return None;
     }
     // An artifact may end inside the last block, but only the block's padding may be missing.
-    found.add(start, end.next_multiple_of(1 << geometry.block_bits).min(geometry.len), false, geometry)
+    found.add(start, end.next_multiple_of(1 << geometry.block_bits).min(geometry.len), RegionKind::File)
 }

@@ -3,10 +3,10 @@
 use erofs_rs::types::{Inode, Layout, MapHeader};
 
 use super::codec::{Coding, FEATURE_CODECS, available};
-use super::image::{u16_at, u32_at};
 use super::index::Index;
 use super::{MapError, NID_METABOX, Reader};
 use crate::cut::ReadAt;
+use crate::cut::bytes::{u16_at, u32_at};
 
 /// Checked header of one compressed file.
 #[derive(Clone, Copy, Debug)]

@@ -106,11 +106,3 @@ impl<R: ReadAt + ?Sized> AsyncImage for Shared<'_, R> {
         self.0.read(buf, offset).ok_or_else(|| erofs_rs::Error::OutOfBounds("read refused".into()))
     }
 }
-
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}

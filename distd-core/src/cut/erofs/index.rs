@@ -5,7 +5,7 @@
 //! the caller passes bytes and gets an entry.
 
 use super::MapError;
-use super::image::{u16_at, u32_at};
+use crate::cut::bytes::{u16_at, u32_at};
 
 /// Content of an index entry, which describes one logical cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,7 +32,6 @@ mod codec;
 mod decode;
 mod entries;
 mod flat;
-mod found;
 mod header;
 mod image;
 mod index;
@@ -49,9 +48,10 @@ use erofs_rs::types::{
     Inode, InodeCompact, InodeExtended, Layout, MAGIC_NUMBER, SUPER_BLOCK_OFFSET, SuperBlock,
 };
 
-use self::found::Found;
 use self::image::{Image, Shared};
-use super::{ReadAt, Regions};
+use super::found::Found;
+use super::gzip::Budget;
+use super::{ReadAt, RegionKind, Regions, path_in_partition, pe};
 use crate::bounds::ARTIFACT_BYTES_MAX;
 
 pub use codec::{Codecs, Coding};
@@ -62,6 +62,11 @@ pub use map::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, Extent, ExtentData, Extents, 
 /// Name hint of the packed inode, a file without a name that holds the ends of other files. No path
 /// of a file in an image starts with a slash.
 pub const PACKED_INODE_NAME: &[u8] = b"/packed-inode";
+
+/// Returns whether a name is that of the packed inode of an image, in a partition or not.
+pub(crate) fn is_packed_inode(name: &[u8]) -> bool {
+    path_in_partition(name).unwrap_or(name) == PACKED_INODE_NAME
+}
 
 /// Largest block size accepted, as a power of two: Linux mounts no image with blocks above its page
 /// size, which is at most 64 KiB.
@@ -90,8 +95,15 @@ const FEATURE_FRAGMENTS: u32 = 0x20;
 const FEATURE_48BIT: u32 = 0x80;
 
 /// Returns the regions of `artifact` if it is a sound EROFS image, `None` for anything else.
-pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
-    Reader::open(artifact)?.regions()
+pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R, budget: &mut Budget) -> Option<Regions> {
+    Reader::open(artifact)?.regions(artifact, budget)
+}
+
+/// Returns whether `artifact` has the magic number of an EROFS image.
+pub(super) fn is_image<R: ReadAt + ?Sized>(artifact: &R) -> bool {
+    let mut magic = [0; 4];
+    artifact.read_exact_at(&mut magic, SUPER_BLOCK_OFFSET).is_ok()
+        && u32::from_le_bytes(magic) == MAGIC_NUMBER
 }
 
 /// Layout of the image according to its superblock.
@@ -121,12 +133,8 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     /// features.
     pub fn open(artifact: &'a R) -> Option<Self> {
         let len = artifact.len();
-        let mut magic = [0; 4];
-        if !(SUPER_BLOCK_OFFSET + SuperBlock::size() as u64..=ARTIFACT_BYTES_MAX).contains(&len) {
-            return None;
-        }
-        artifact.read_exact_at(&mut magic, SUPER_BLOCK_OFFSET).ok()?;
-        if u32::from_le_bytes(magic) != MAGIC_NUMBER {
+        let lens = SUPER_BLOCK_OFFSET + SuperBlock::size() as u64..=ARTIFACT_BYTES_MAX;
+        if !lens.contains(&len) || !is_image(artifact) {
             return None;
         }
         let image = Arc::new(Image::new(artifact));
@@ -186,10 +194,12 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         PackedFile::new(self, inode, b"")
     }
 
-    fn regions(&self) -> Option<Regions> {
-        let mut found = Found::default();
+    fn regions(&self, artifact: &'a R, budget: &mut Budget) -> Option<Regions> {
+        let mut found = Found::new(self.geometry.len);
+        let mut kernels = pe::KernelImages::default();
         self.walk(|path, inode| {
             let mark = found.mark();
+            let mut is_named = false;
             match inode.layout()? {
                 Layout::CompressedFull | Layout::CompressedCompact => {
                     match self.packed_runs(inode, &mut found) {
@@ -198,19 +208,24 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
                         Err(MapError::Unsupported(_) | MapError::Damaged(_)) => found.forget(mark),
                     }
                 }
-                layout => self.flat_runs(&inode, layout, &mut found)?,
+                layout => {
+                    self.flat_runs(&inode, layout, &mut found)?;
+                    is_named = kernels.split(artifact, path, inode.data_size(), mark, &mut found, budget)?;
+                }
             }
-            found.finish_file(mark, path);
+            if !is_named {
+                found.finish_file(mark, path);
+            }
             Some(ControlFlow::Continue(()))
         })?;
-        found.lay_out(&self.geometry)
+        found.lay_out(self.geometry.used)
     }
 
     /// Adds the physical clusters of one file. Consecutive clusters become one run.
     fn packed_runs(&self, inode: Inode, found: &mut Found) -> Result<(), MapError> {
         let Some(file) = PackedFile::new(self, inode, b"") else { return Ok(()) };
         let mut run: Option<(u64, u64)> = None;
-        let mut add = |start, end| found.add(start, end, true, &self.geometry).ok_or(MapError::Unreadable);
+        let mut add = |start, end| found.add(start, end, RegionKind::Packed).ok_or(MapError::Unreadable);
         for extent in file.extents()? {
             match extent?.data {
                 ExtentData::Fragment { .. } => {}

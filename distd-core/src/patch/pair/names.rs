@@ -7,7 +7,7 @@ use super::anchors::Hit;
 use super::ranges::bytes_of;
 use super::spans::{ANCHOR_MARGIN, AROUND_MARGIN, covers, scaled};
 use super::{ChunkSpan, Of, Pairing, Span, Unit};
-use crate::cut::{NAME_SEPARATOR, ReadAt, Regions};
+use crate::cut::{NAME_SEPARATOR, ReadAt, Regions, path_in_partition};
 
 /// Largest file that serves as base as a whole, bytes.
 pub(super) const WHOLE_FILE_MAX: u64 = 6 << 20;
@@ -70,6 +70,8 @@ pub(super) struct Files<'a> {
     /// Sorted folded names. If several files fold to the same name, the last in order of name
     /// counts, mostly the newest.
     folded: Vec<(Vec<u8>, u32)>,
+    /// Sorted paths of the files in partitions, without the names of the partitions.
+    paths: Vec<(&'a [u8], u32)>,
 }
 
 impl<'a> Files<'a> {
@@ -101,7 +103,10 @@ impl<'a> Files<'a> {
         }
         let mut folded: Vec<_> = exact.iter().map(|(name, file)| (fold(name), *file)).collect();
         folded.sort_unstable();
-        Self { region_starts, files, exact, folded }
+        let path = |(name, file): &(&'a [u8], u32)| Some((path_in_partition(name)?, *file));
+        let mut paths: Vec<_> = exact.iter().filter_map(path).collect();
+        paths.sort_unstable();
+        Self { region_starts, files, exact, folded, paths }
     }
 
     pub(super) fn chunks_of_region(&self, region: usize) -> Range<u32> {
@@ -111,6 +116,13 @@ impl<'a> Files<'a> {
     pub(super) fn exact(&self, name: &[u8]) -> Option<&File> {
         let found = self.exact.binary_search_by_key(&name, |(name, _)| name).ok()?;
         Some(&self.files[self.exact[found].1 as usize])
+    }
+
+    /// Returns the file at this path in any partition; the first in order of partition names.
+    pub(super) fn in_partition(&self, path: &[u8]) -> Option<&File> {
+        let at = self.paths.partition_point(|(other, _)| *other < path);
+        let (other, file) = self.paths.get(at)?;
+        (*other == path).then(|| &self.files[*file as usize])
     }
 
     pub(super) fn folded(&self, name: &[u8]) -> Option<&File> {
@@ -171,10 +183,16 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
     fn namesakes(&self, name: &[u8]) -> Vec<(Of, &File)> {
         let inner = inner(name);
         let mut found = Vec::new();
-        if let Some(inner) = inner {
-            found.extend(self.new_files.exact(inner).map(|file| (Of::New, file)));
+        // A file inside a packed one is mostly also in the file system of some partition. A file of
+        // a partition is no base of itself.
+        let is_inside = inner.is_some() && inner != path_in_partition(name);
+        if let Some(inner) = inner.filter(|_| is_inside) {
+            let new = &self.new_files;
+            found.extend(new.exact(inner).or_else(|| new.in_partition(inner)).map(|file| (Of::New, file)));
         }
-        let old = |name| self.old_files.exact(name).or_else(|| self.old_files.folded(name));
+        let files = &self.old_files;
+        let old =
+            |name| files.exact(name).or_else(|| files.folded(name)).or_else(|| files.in_partition(name));
         found.extend(old(name).map(|file| (Of::Old, file)));
         found.extend(inner.and_then(old).map(|file| (Of::Old, file)));
         found
@@ -184,6 +202,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ChunkHash;
+    use crate::cut::RegionKind;
 
     #[test]
     fn versions_fold_and_other_names_stay_apart() {
@@ -198,6 +218,21 @@ mod tests {
         for (a, b) in [("liba.so.1", "libb.so.1"), ("a-", "a-1"), ("1.a", "1a"), ("1..2", "1.2")] {
             assert_ne!(fold(a.as_bytes()), fold(b.as_bytes()), "{a} {b}");
         }
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_path_in_any_partition() {
+        let parts = ["b///usr/x", "root///usr/x", "usr/y", "root///boot/i//usr/x"];
+        let parts = parts.map(|name| (10, RegionKind::File, Some(name.as_bytes())));
+        let regions = Regions::from_parts(parts).expect("small");
+        let hash = |at: u64| ChunkHash::of(&at.to_le_bytes());
+        let chunks: Vec<_> =
+            (0..4).map(|at| ChunkSpan { offset: 10 * at, len: 10, hash: hash(at) }).collect();
+        let files = Files::of(&regions, &chunks);
+        let chunks = |path: &str| files.in_partition(path.as_bytes()).map(|file| file.chunks.clone());
+        assert_eq!(chunks("usr/x"), Some(std::iter::once(0..1).collect()));
+        assert_eq!(chunks("usr/y"), None, "it is in no partition");
+        assert_eq!(chunks("usr"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::error::{NoView, RecipeError};
 use super::map::ClusterMap;
 use super::parts::parts;
-use crate::cut::{ReadAt, RegionKind};
+use crate::cut::{ReadAt, RegionKind, len_of, read_parts};
 
 /// Largest recipe, bytes. The recipe of a 36 MB initrd has 5 kB.
 pub const RECIPE_MAX: usize = 1 << 20;
@@ -215,50 +215,4 @@ impl Unpacked {
     ) -> impl Iterator<Item = (&'a PackedFile, &'a Range<u64>)> {
         files.iter().zip(&self.files).filter_map(|(file, range)| Some((file, range.as_ref().ok()?)))
     }
-}
-
-/// Reader of packed bytes that lie apart.
-#[derive(Clone, Debug)]
-pub struct Joined<'a, R: ?Sized> {
-    /// Artifact that contains the parts.
-    pub artifact: &'a R,
-    /// Ranges of the parts in the artifact, in file order.
-    pub parts: &'a [Range<u64>],
-}
-
-impl<R: ReadAt + ?Sized> ReadAt for Joined<'_, R> {
-    fn len(&self) -> u64 {
-        len_of(self.parts)
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        read_parts(self.artifact, self.parts, buf, offset)
-    }
-}
-
-fn len_of<'p>(parts: impl IntoIterator<Item = &'p Range<u64>>) -> u64 {
-    parts.into_iter().map(|part| part.end - part.start).sum()
-}
-
-fn read_parts<'p, R: ReadAt + ?Sized>(
-    artifact: &R,
-    parts: impl IntoIterator<Item = &'p Range<u64>>,
-    mut buf: &mut [u8],
-    mut offset: u64,
-) -> io::Result<()> {
-    for part in parts {
-        let len = part.end - part.start;
-        if offset >= len {
-            offset -= len;
-            continue;
-        }
-        let here = buf.len().min(usize::try_from(len - offset).unwrap_or(usize::MAX));
-        let (now, later) = buf.split_at_mut(here);
-        artifact.read_exact_at(now, part.start + offset)?;
-        (buf, offset) = (later, 0);
-        if buf.is_empty() {
-            break;
-        }
-    }
-    if buf.is_empty() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }

@@ -44,11 +44,10 @@ use std::io::{self, Read, Write};
 
 use crate::cut::ReadAt;
 
+pub use crate::cut::Joined;
 pub use error::{NoView, RecipeError};
 pub use find::{Found, Group, find, unpack};
-pub use format::{
-    HEAD_BYTES, Joined, Layer, Packed, PackedFile, Part, RECIPE_MAX, Unpacked, ViewFormat, ViewSink,
-};
+pub use format::{HEAD_BYTES, Layer, Packed, PackedFile, Part, RECIPE_MAX, Unpacked, ViewFormat, ViewSink};
 pub use parts::parts;
 pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
 
@@ -95,7 +94,7 @@ pub fn unpack_base<R: ReadAt + ?Sized>(
 
 /// Returns whether [`repack`], which devices run as well, makes exactly `packed` from `view`.
 pub fn packs_again<R: ReadAt + ?Sized>(recipe: &[u8], view: &mut dyn Read, packed: &R) -> bool {
-    let mut same = Same { packed: &packed, at: 0, buffer: Vec::new() };
+    let mut same = Same::of(&packed);
     repack(recipe, view, &mut same).is_ok_and(|bytes| bytes == packed.len())
 }
 
@@ -112,10 +111,16 @@ fn formats_of(recipe: &[u8]) -> Result<(impl Iterator<Item = &'static dyn ViewFo
 }
 
 /// Writer that compares the bytes written to it with packed bytes.
-struct Same<'a> {
+pub(crate) struct Same<'a> {
     packed: &'a dyn ReadAt,
     at: u64,
     buffer: Vec<u8>,
+}
+
+impl<'a> Same<'a> {
+    pub(crate) fn of(packed: &'a dyn ReadAt) -> Self {
+        Self { packed, at: 0, buffer: Vec::new() }
+    }
 }
 
 impl Write for Same<'_> {

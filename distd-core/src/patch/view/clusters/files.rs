@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use super::{ANY, LZ4};
 use crate::bounds::VIEW_BYTES_MAX;
 use crate::cut::erofs::{Coding, Extent, ExtentData, Reader};
-use crate::cut::{ReadAt, RegionKind, Regions};
+use crate::cut::{ReadAt, RegionKind, Regions, Volume, volumes};
 use crate::patch::view::error::NoView;
 use crate::patch::view::find::{Found, Group};
 use crate::patch::view::format::{PackedFile, ViewFormat};
@@ -16,7 +16,7 @@ use crate::patch::view::map::{ClusterMap, Piece};
 /// and two payloads in its set, some hundred bytes.
 const GROUP_BYTES: u64 = 32 << 20;
 
-/// Finds the files of an EROFS image that have clusters packed by LZ4, deflate or zstd; see
+/// Finds the files of EROFS images, in partitions or not, that have clusters packed by LZ4, deflate or zstd; see
 /// [`find`](crate::patch::view::find). `without` has all files that are too long for a view, wanted
 /// or not.
 pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
@@ -25,11 +25,35 @@ pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
     mut wanted: impl FnMut(&[u8], &[Range<u64>]) -> bool,
 ) -> Found {
     let (mut found, mut files) = (Found::default(), Vec::new());
-    let Some(reader) = Reader::open(artifact) else { return found };
+    for volume in volumes(artifact) {
+        let image = volume.reader(artifact);
+        if let Some(reader) = Reader::open(&image) {
+            find_in(&volume, &reader, regions, &mut wanted, &mut found, &mut files);
+        }
+    }
+    files.sort_by_key(|file| file.parts.first().map(|part| part.start));
+    let mut bounds = groups(&files).into_iter().map(|group| group.len());
+    let mut files = files.into_iter();
+    found
+        .groups
+        .extend(std::iter::from_fn(|| Some(files.by_ref().take(bounds.next()?).collect())).map(group));
+    found
+}
+
+/// Adds the files of the image in one volume.
+fn find_in<R: ReadAt + ?Sized>(
+    volume: &Volume,
+    reader: &Reader<'_, R>,
+    regions: &Regions,
+    wanted: &mut impl FnMut(&[u8], &[Range<u64>]) -> bool,
+    found: &mut Found,
+    files: &mut Vec<PackedFile>,
+) {
     let codecs = reader.codecs().unwrap_or_default();
     let _ = reader.packed_files(|file| {
+        let name = volume.name(file.path());
         if file.size() > VIEW_BYTES_MAX {
-            found.without.push((file.path().to_vec(), NoView::TooLong));
+            found.without.push((name, NoView::TooLong));
             return ControlFlow::Continue(());
         }
         let mut parts = Vec::new();
@@ -40,16 +64,13 @@ pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
             window_bits: codecs.zstd_window_bits,
             pieces: Vec::new(),
         };
+        let mut add = |extent: &Extent| push(&mut map, &mut parts, volume.range.start, extent, regions);
         let result = file
             .extents()
-            .and_then(|mut extents| {
-                extents
-                    .try_for_each(|extent| extent.map(|extent| push(&mut map, &mut parts, &extent, regions)))
-            })
+            .and_then(|mut extents| extents.try_for_each(|extent| extent.map(|extent| add(&extent))))
             .map_err(NoView::Map)
-            .and_then(|()| check(&map, file.path(), &parts, regions));
-        if wanted(file.path(), &parts) {
-            let name = file.path().to_vec();
+            .and_then(|()| check(&map, &name, &parts, regions));
+        if wanted(&name, &parts) {
             match result {
                 Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map) }),
                 Err(why) => found.without.push((name, why)),
@@ -57,13 +78,6 @@ pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
         }
         ControlFlow::Continue(())
     });
-    files.sort_by_key(|file| file.parts.first().map(|part| part.start));
-    let mut bounds = groups(&files).into_iter().map(|group| group.len());
-    let mut files = files.into_iter();
-    found
-        .groups
-        .extend(std::iter::from_fn(|| Some(files.by_ref().take(bounds.next()?).collect())).map(group));
-    found
 }
 
 /// Returns files as a group of their format. LZ4 alone keeps the older version, so that a device
@@ -74,10 +88,12 @@ fn group(files: Vec<PackedFile>) -> Group {
     Group { format, files }
 }
 
-fn push(map: &mut ClusterMap, parts: &mut Vec<Range<u64>>, extent: &Extent, regions: &Regions) {
+/// Adds an extent of an image that begins at `base` in the artifact.
+fn push(map: &mut ClusterMap, parts: &mut Vec<Range<u64>>, base: u64, extent: &Extent, regions: &Regions) {
     // Only the last extent can be a fragment. Its content lies in the packed inode, which may
     // have a view of its own.
     let ExtentData::Cluster { start, len, coding, inline, .. } = extent.data else { return };
+    let start = base + start;
     let turn = match coding {
         Coding::Lz4 | Coding::Deflate | Coding::Zstd => None,
         Coding::Shifted => Some(0),
