@@ -29,6 +29,7 @@ mod bytes;
 mod cpio;
 mod disk;
 pub mod erofs;
+mod ext;
 mod fat;
 mod found;
 pub(crate) mod gzip;
