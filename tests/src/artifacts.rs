@@ -116,6 +116,15 @@ pub fn release_pair(dir: &Path, rng_seed: u64) -> (PathBuf, PathBuf) {
 /// # Panics
 /// As [`erofs`], and when `gzip` is missing.
 pub fn releases(dir: &Path, rng_seed: u64) -> [PathBuf; 3] {
+    releases_with(dir, rng_seed, |_, _| ())
+}
+
+/// Makes the releases as [`releases`] does, and calls `each` with the tree and the image of each
+/// release before the tree changes for the next one.
+///
+/// # Panics
+/// As [`releases`].
+pub fn releases_with(dir: &Path, rng_seed: u64, mut each: impl FnMut(&Path, &Path)) -> [PathBuf; 3] {
     let mut rng = Rng::new(rng_seed);
     let tree = dir.join("tree");
     fs::create_dir_all(tree.join("boot")).expect("create a directory");
@@ -139,6 +148,7 @@ pub fn releases(dir: &Path, rng_seed: u64) -> [PathBuf; 3] {
         inside.splice(at..at, rng.bytes(200));
         let image = dir.join(format!("v{version}.erofs"));
         erofs(&tree, &image, &[]);
+        each(&tree, &image);
         image
     })
 }

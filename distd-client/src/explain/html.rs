@@ -83,6 +83,7 @@ fn colour(kind: Option<Kind>) -> &'static str {
         Some(Kind::Times) => "#c59bd8",
         Some(Kind::Compression) => "#e58a8a",
         Some(Kind::Fragments) => "#b39b84",
+        Some(Kind::HashTree) => "#7fc4c4",
         Some(Kind::Unknown) => "#b8b8b8",
         None => "#dedede",
     }

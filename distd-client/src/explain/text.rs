@@ -53,6 +53,7 @@ pub(crate) fn place(cost: &PathCost) -> String {
     match (&cost.path, cost.kind) {
         (Some(path), _) => shown(path),
         (None, Kind::Metadata | Kind::Times) => "(inodes and directories)".to_owned(),
+        (None, Kind::HashTree) => "(hash tree)".to_owned(),
         (None, Kind::Fragments) => "(packed inode)".to_owned(),
         (None, _) => "(no file)".to_owned(),
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
-use distd_core::patch::{PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
+use distd_core::patch::{Method, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
@@ -47,9 +47,12 @@ pub(crate) fn index(
             chunks.partition_point(|chunk| chunk.offset < part.start)
                 ..chunks.partition_point(|chunk| chunk.offset < part.end)
         };
-        let inflate = pass.of == Of::Old;
         found.push(SetPatch {
-            codec: if inflate { 128 } else { 129 },
+            codec: match pass.method {
+                Method::Inflate => Method::INFLATE,
+                Method::HashTree => Method::HASH_TREE,
+                _ => Method::REPACK,
+            },
             packed: 1000,
             bases: pass.bases.iter().flat_map(|part| ranges(&ids[span(part)])).collect(),
             targets: pass.targets.iter().flat_map(|part| runs(ids, chunks, span(part))).collect(),

@@ -175,6 +175,7 @@ fn main() -> Result<(), Error> {
         for layer in Layer::ALL {
             views::of_layer(layer, &mut old, &mut new, &mut needs, &options, &mut passes)?;
         }
+        views::hash_trees(&old, &new, &mut needs, &mut passes)?;
     }
     println!(
         "views: {} and {} bytes, {:.1} s in all",

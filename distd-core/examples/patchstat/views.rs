@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use distd_core::cut::{ReadAt, RegionKind, Regions};
 use distd_core::patch::Method;
+use distd_core::patch::hash_tree;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, Side, fold, needs as needs_of, needs_beside};
 use distd_core::patch::view::{self, Group, Layer, NoView, Unpacked};
 
@@ -41,7 +42,7 @@ impl ReadAt for Extended {
     }
 }
 
-/// Patch that unpacks or packs: turns the chunks in `bases` into the chunks in `targets`.
+/// Patch that unpacks, packs or hashes: turns the chunks in `bases` into the chunks in `targets`.
 pub(crate) struct Pass {
     pub(crate) method: Method,
     pub(crate) of: Of,
@@ -121,7 +122,7 @@ fn span(chunks: &[ChunkSpan], part: &Range<u64>) -> Range<usize> {
 /// Finds the needed chunks once views exist: chunks that views make are not needed.
 fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]) {
     let mut made = vec![false; new.chunks.len()];
-    for pass in passes.iter().filter(|pass| pass.method == Method::Repack) {
+    for pass in passes.iter().filter(|pass| pass.method != Method::Inflate) {
         for part in &pass.targets {
             made[new.span(part)].fill(true);
         }
@@ -254,6 +255,44 @@ pub(crate) fn of_layer(
     let made_old = place(old, layer, &of_old, Of::Old, threads)?;
     let made_new = place(new, layer, &of_new, Of::New, threads)?;
     passes.extend(made_old.into_iter().chain(made_new));
+    update(old, new, needs, passes);
+    Ok(())
+}
+
+/// Finds the hash trees of the new artifact, computes each part as a device does, and compares.
+pub(crate) fn hash_trees(
+    old: &Extended,
+    new: &Extended,
+    needs: &mut Vec<Need>,
+    passes: &mut Vec<Pass>,
+) -> Result<(), Error> {
+    let (before, started) = (passes.len(), Instant::now());
+    let mut bytes = 0;
+    for tree in hash_tree::find(&new.artifact)? {
+        for part in &tree.parts {
+            let (source, target) = (tree.source(part), tree.target(part));
+            if !needs[new.span(&target)].contains(&Need::Wanted) {
+                continue;
+            }
+            let first = new.chunks.partition_point(|chunk| chunk.offset <= source.start) - 1;
+            let base = new.chunks[first].offset..source.end;
+            let payload = tree.recipe(part, source.start - base.start).encode();
+            if !hash_tree::is_computed(&new.artifact, &payload, &[base.clone()], target.clone()) {
+                return Err("a hash tree does not follow from its data".into());
+            }
+            bytes += target.end - target.start;
+            passes.push(Pass {
+                method: Method::HashTree,
+                of: Of::New,
+                bases: vec![base],
+                targets: vec![target],
+                payload,
+                files: Vec::new(),
+            });
+        }
+    }
+    let took = started.elapsed().as_secs_f64();
+    println!("hash trees: {} parts, {bytes} bytes, {took:.1} s", passes.len() - before);
     update(old, new, needs, passes);
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Makes the seeds that come from real inputs: `cargo run --example seeds -- DIR`. Needs
-//! `mkfs.erofs`, `gzip` and `tar`. Seeds of the formats with views come from the golden files.
+//! `mkfs.erofs`, `gzip`, `tar` and what `disks.sh` needs. Seeds of the formats with views come from the golden files.
 
 use std::error::Error;
 use std::fs;
@@ -41,6 +41,7 @@ fn main() -> Result<()> {
     artifacts(&seeds)?;
     views(&seeds)?;
     codecs(&seeds)?;
+    hash_trees(&seeds)?;
     sets(&seeds)?;
     manifests(&seeds)?;
     frames(&seeds)
@@ -135,6 +136,11 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
     seeds.put("artifacts", "tar", &[&gnu[..(end(&gnu)).next_multiple_of(512) + 1024]])?;
     seeds.put("artifacts", "tar-pax", &[&pax[..(end(&pax)).next_multiple_of(512) + 1024]])?;
     fs::remove_dir_all(&dir)?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/disks.sh");
+    let made = Command::new("sh").arg(script).arg(seeds.0.join("artifacts")).status()?;
+    if !made.success() {
+        return Err("disks.sh failed".into());
+    }
 
     let members = [gzip(&text(5, 14_000), "-6")?, gzip(&text(6, 7000), "-1")?, vec![0; 100]].concat();
     seeds.put("artifacts", "gzip-members", &[&members])?;
@@ -168,6 +174,12 @@ fn codecs(seeds: &Seeds) -> Result<()> {
     let solid = encode(PatchMethod::Zstd, &[], &target, Effort::default()).ok_or("small")?;
     let len = &(target.len() as u32).to_le_bytes()[..3];
     seeds.put("patch_decode", "solid", &[&[0], len, &part(&[]), &solid])
+}
+
+fn hash_trees(seeds: &Seeds) -> Result<()> {
+    let put = |name: &str, recipe: &[u8], base: &[u8]| seeds.put("hash_tree", name, &[&part(recipe), base]);
+    put("levels", &[1, 2, 1, 9, 9, 2, 4, 40, b's', b'a', b'l', b't'], &text(12, 4 + 40 * 512))?;
+    put("one-level", &[1, 1, 0, 9, 10, 1, 0, 63], &text(13, 63 * 512))
 }
 
 fn unpacked(packed: &[u8]) -> Result<Vec<u8>> {

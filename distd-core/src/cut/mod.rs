@@ -38,6 +38,7 @@ mod pe;
 mod read;
 mod region;
 mod tar;
+pub(crate) mod verity;
 mod volume;
 
 pub use archive::NAME_SEPARATOR;

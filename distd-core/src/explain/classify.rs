@@ -8,6 +8,7 @@ use super::listing::Listing;
 use super::metadata::MetadataCost;
 use super::report::{Count, Kind, KindCost, PathCost, Times, Uncompressed};
 use crate::cut::erofs::is_packed_inode;
+use crate::cut::verity::is_hash_tree;
 use crate::cut::{Region, RegionKind, Regions};
 use crate::patch::pair::fold;
 
@@ -33,13 +34,14 @@ pub(super) struct Stat {
 pub(super) struct Stats<'a> {
     pub(super) paths: BTreeMap<&'a [u8], Stat>,
     metadata: (u64, u64),
+    hash_trees: (u64, u64),
     unknown: (u64, u64),
 }
 
 impl<'a> Stats<'a> {
     pub(super) fn of(regions: &'a Regions, scan: &Scan) -> Self {
         let mut stats =
-            Self { paths: BTreeMap::new(), metadata: (0, 0), unknown: (0, 0) };
+            Self { paths: BTreeMap::new(), metadata: (0, 0), hash_trees: (0, 0), unknown: (0, 0) };
         // Headers of archives are structures, although their regions have names.
         let file_name =
             |region: &Region| regions.name(region).filter(|_| region.kind != RegionKind::Metadata);
@@ -66,6 +68,9 @@ impl<'a> Stats<'a> {
                         stat.packed_wire += wire;
                     }
                     (&mut stat.raw, &mut stat.wire)
+                }
+                (RegionKind::Metadata, Some(name)) if is_hash_tree(name) => {
+                    (&mut stats.hash_trees.0, &mut stats.hash_trees.1)
                 }
                 (RegionKind::Metadata, _) => (&mut stats.metadata.0, &mut stats.metadata.1),
                 _ => (&mut stats.unknown.0, &mut stats.unknown.1),
@@ -126,6 +131,7 @@ impl<'a> Stats<'a> {
         let noise = (part(raw, metadata.raw[0] - metadata.raw[1], metadata.raw[0]), noise.min(wire));
         push(None, Kind::Times, None, noise);
         push(None, Kind::Metadata, None, (raw - noise.0, wire - noise.1));
+        push(None, Kind::HashTree, None, self.hash_trees);
         push(None, Kind::Unknown, None, self.unknown);
         costs.sort_by(|a, b| (b.wire_bytes, &a.path, a.kind).cmp(&(a.wire_bytes, &b.path, b.kind)));
         costs

@@ -8,7 +8,8 @@ use super::ExplainError;
 use super::chunks::{Held, list, scan};
 use super::listing::Listing;
 use crate::cut::erofs::{SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
-use crate::cut::{CutParams, ReadAt, RegionKind, Regions};
+use crate::cut::verity::is_hash_tree;
+use crate::cut::{CutParams, ReadAt, Region, RegionKind, Regions};
 
 /// Smallest saving that counts: this many bytes, and one part in `NOISE_PART` of the structures.
 /// Different bytes pack a little better or worse whatever they mean, and a checksum is blanked with
@@ -103,7 +104,9 @@ impl<'a, R: ReadAt + ?Sized> Structures<'a, R> {
         }
         // Ranges of a hostile image may overlap; each of them is blanked all the same.
         blanks.sort_unstable_by_key(|blank| (blank.start, blank.end));
-        let own = || side.regions.all().iter().filter(|region| region.kind == RegionKind::Metadata);
+        let is_tree = |region: &Region| side.regions.name(region).is_some_and(is_hash_tree);
+        let is_own = |region: &&Region| region.kind == RegionKind::Metadata && !is_tree(region);
+        let own = || side.regions.all().iter().filter(is_own);
         let parts = own().map(|region| (region.len, RegionKind::Metadata, None));
         let regions = Regions::from_parts(parts).expect("no more regions than the artifact has");
         let spans = regions.all().iter().zip(own()).map(|(here, there)| (here.start, there.start)).collect();

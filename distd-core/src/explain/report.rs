@@ -24,13 +24,15 @@ pub enum Kind {
     Compression,
     /// Fragments: ends of many files, packed together.
     Fragments,
+    /// Hash trees of dm-verity. Devices compute those whose data is in the same artifact.
+    HashTree,
     /// Bytes that no format reader knows.
     Unknown,
 }
 
 impl Kind {
     /// All kinds, in the order in which they are listed.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::New,
         Self::Changed,
         Self::Renamed,
@@ -38,6 +40,7 @@ impl Kind {
         Self::Times,
         Self::Compression,
         Self::Fragments,
+        Self::HashTree,
         Self::Unknown,
     ];
 
@@ -51,6 +54,7 @@ impl Kind {
             Self::Times => "times",
             Self::Compression => "compression",
             Self::Fragments => "fragments",
+            Self::HashTree => "hash_tree",
             Self::Unknown => "unknown",
         }
     }

@@ -44,7 +44,9 @@ impl Optimize {
     fn work(self, patch: &SetPatch) -> u64 {
         let Self::Time { link } = self else { return 0 };
         match patch.method() {
-            Some(Method::Repack | Method::Inflate) => (processor(patch).as_secs_f64() * link as f64) as u64,
+            Some(Method::Repack | Method::Inflate | Method::HashTree) => {
+                (processor(patch).as_secs_f64() * link as f64) as u64
+            }
             // Other patches decode faster than the chunks they replace would unpack, so nothing is
             // charged.
             _ => 0,
@@ -60,6 +62,7 @@ fn processor(patch: &SetPatch) -> Duration {
         // takes the time.
         Some(Method::Repack) => (patch.base_ids().count() as u64 * VIEW_CHUNK_BYTES, REPACK_RATE),
         Some(Method::Inflate) => (patch.target_bytes() as u64, INFLATE_RATE),
+        Some(Method::HashTree) => (patch.base_ids().count() as u64 * CHUNK_BYTES, HASH_RATE),
         _ => (patch.target_bytes() as u64, DECODE_RATE),
     };
     Duration::from_secs_f64(bytes as f64 / rate as f64)
@@ -71,6 +74,11 @@ fn processor(patch: &SetPatch) -> Duration {
 const REPACK_RATE: u64 = 30_000_000;
 const INFLATE_RATE: u64 = 200_000_000;
 const DECODE_RATE: u64 = 250_000_000;
+/// Bytes of data per second of one core that go into a hash tree, without instructions for SHA.
+const HASH_RATE: u64 = 300_000_000;
+
+/// Average length of a chunk in bytes, at the default cut.
+const CHUNK_BYTES: u64 = 16_384;
 
 /// Average length of a view's chunk in bytes: 11 kB in the views of the reference pairs, at the
 /// default cut.

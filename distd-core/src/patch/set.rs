@@ -37,6 +37,9 @@ pub enum Method {
     /// Packs a view again ([`view::repack`](super::view::repack)). The payload is the recipe.
     /// Streaming.
     Repack,
+    /// Computes a part of a hash tree from its data ([`hash_tree`](super::hash_tree)). The payload
+    /// is the recipe. Streaming.
+    HashTree,
 }
 
 impl Method {
@@ -44,15 +47,21 @@ impl Method {
     pub const INFLATE: u8 = 128;
     /// Number of [`Method::Repack`] in an index.
     pub const REPACK: u8 = 129;
+    /// Number of [`Method::HashTree`] in an index.
+    pub const HASH_TREE: u8 = 130;
 
     /// Returns the method with this number; `None` if this build does not know it.
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
             Self::INFLATE => Some(Self::Inflate),
             Self::REPACK => Some(Self::Repack),
+            Self::HASH_TREE => Some(Self::HashTree),
             _ => PatchMethod::from_number(number).map(Self::Buffer),
         }
     }
+
+    /// Most base chunks of a patch of a streaming method.
+    pub const STREAM_BASES_MAX: u64 = VIEW_CHUNKS_MAX;
 
     /// Returns the maximum numbers of base chunks and of raw target bytes. Numbers from 128 on
     /// stand for streaming methods, known or not.

@@ -32,7 +32,7 @@ const fn of_artifacts(name: &'static str, body: fn(&[u8])) -> Target {
 }
 
 /// All fuzz targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     of_artifacts("regions", image::regions),
     of_artifacts("erofs_maps", image::erofs_maps),
     of_artifacts("archive_parts", image::archive_parts),
@@ -45,6 +45,7 @@ pub const TARGETS: [Target; 15] = [
     target("route", sets::route),
     target("view_unpack", views::unpack_recipe),
     target("view_repack", views::repack_recipe),
+    target("hash_tree", views::hash_tree),
     target("manifest", manifests::manifest),
     target("tree_listing", manifests::tree_listing),
     target("frames", frames::frames),

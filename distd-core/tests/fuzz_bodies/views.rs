@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use distd_core::cut::{ReadAt, regions};
+use distd_core::patch::hash_tree::{Recipe, compute};
 use distd_core::patch::view::{
     FORMATS, Group, Joined, Layer, RECIPE_MAX, Unpacked, find, repack, unpack, unpack_base,
 };
@@ -33,6 +34,21 @@ pub fn repack_recipe(data: &[u8]) {
     let mut sink = Vec::new();
     if let Ok(written) = repack(recipe, &mut input.0, &mut sink) {
         assert_eq!(written, sink.len() as u64);
+    }
+}
+
+/// Any recipe of a part of a hash tree ends, after as many bytes as it returns. Memory: the levels
+/// of a part, 12 MiB, in vectors that grow.
+pub fn hash_tree(data: &[u8]) {
+    let mut input = Input(data);
+    let recipe = input.part();
+    let mut sink = Vec::with_capacity(1 << 20);
+    let result = within(32 << 20, || compute(recipe, &mut input.0, &mut sink));
+    if let Ok(written) = result {
+        assert_eq!(written, sink.len() as u64);
+    }
+    if let Ok(decoded) = Recipe::decode(recipe) {
+        assert_eq!(Recipe::decode(&decoded.encode()).ok().as_ref(), Some(&decoded));
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifact::StoredArtifact;
 use super::packs::PayloadPacks;
+use super::trees::TreePatch;
 use super::views::{Pair, View, Viewed};
 use super::{MakeError, PatchOptions};
 
@@ -289,6 +290,22 @@ impl Releases {
         made
     }
 
+    /// Patches that compute hash trees.
+    fn trees(&self) -> Vec<Made> {
+        let new = &self.pair.new;
+        let made = |tree: &TreePatch| Made {
+            patch: SetPatch {
+                codec: Method::HASH_TREE,
+                packed: tree.targets.clone().filter_map(|index| new.stored_len(index)).sum(),
+                bases: ranges_of(tree.bases.clone().map(|index| new.id(index))),
+                targets: runs_of(new, tree.targets.clone()),
+            },
+            payload: tree.recipe.clone().into(),
+            indices: tree.targets.clone().collect(),
+        };
+        self.pair.trees.iter().map(made).collect()
+    }
+
     /// Chunks of the old release in artifact order, and those of the new one.
     pub(super) fn entries(&self) -> (Vec<Entry>, Vec<Entry>) {
         let entries = |viewed: &Viewed| {
@@ -413,6 +430,10 @@ pub(super) async fn make(
         }
     }
     for made in releases.repacks(&made_so_far.spent) {
+        made_so_far.take(made, packs).await?;
+    }
+    // The data of a hash tree may come from any patch before.
+    for made in releases.trees() {
         made_so_far.take(made, packs).await?;
     }
     Ok(made_so_far.patches)

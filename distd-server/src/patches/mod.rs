@@ -11,6 +11,7 @@ mod cache;
 mod make;
 mod packs;
 mod record;
+mod trees;
 mod views;
 
 use std::num::NonZeroUsize;

@@ -19,6 +19,7 @@ use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked};
 use distd_core::patch::{PatchChunkId, ViewChunkId};
 
 use super::artifact::StoredArtifact;
+use super::trees::{TreePatch, tree_patches};
 
 /// Release followed by its views.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub(super) struct Pair {
     pub(super) old: Viewed,
     pub(super) new: Viewed,
     pub(super) needs: Vec<Need>,
+    /// Parts of hash trees that devices compute, in order.
+    pub(super) trees: Vec<TreePatch>,
 }
 
 impl Pair {
@@ -66,8 +69,9 @@ impl Pair {
     /// # Errors
     /// Errors of reading the releases or of writing to `spool`.
     pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> io::Result<Self> {
-        let mut pair =
-            Self { old: Viewed::new(old, spool)?, new: Viewed::new(new, spool)?, needs: Vec::new() };
+        let (old, new) = (Viewed::new(old, spool)?, Viewed::new(new, spool)?);
+        let trees = tree_patches(&new.stored, &needs(&old.spans, &new.spans))?;
+        let mut pair = Self { old, new, needs: Vec::new(), trees };
         let mut ids = Ids::default();
         for layer in Layer::ALL {
             pair.unpack(layer)?;
@@ -80,6 +84,9 @@ impl Pair {
         for part in new.views.iter().flat_map(|view| &view.parts) {
             let chunks = new.chunks_in(part);
             made[chunks.start as usize..chunks.end as usize].fill(true);
+        }
+        for tree in &pair.trees {
+            made[tree.targets.start as usize..tree.targets.end as usize].fill(true);
         }
         let own = new.own_chunks() as usize;
         pair.needs = needs_beside(&old.spans, &new.spans, own, |index| made[index]);

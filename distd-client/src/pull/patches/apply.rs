@@ -238,13 +238,13 @@ pub(super) struct Done {
 fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Result<Option<Done>> {
     let codec = match patch.method() {
         Some(Method::Buffer(codec)) => codec,
-        Some(method @ (Method::Inflate | Method::Repack)) => {
+        Some(method @ (Method::Inflate | Method::Repack | Method::HashTree)) => {
             let _held = room.take(MEMORY);
             let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
-            return if method == Method::Inflate {
-                Ok(stream::inflate(work, patch, &recipe))
-            } else {
-                stream::repack(work, patch, &recipe)
+            return match method {
+                Method::Inflate => Ok(stream::inflate(work, patch, &recipe)),
+                Method::HashTree => stream::compute(work, patch, &recipe),
+                _ => stream::repack(work, patch, &recipe),
             };
         }
         None => return Ok(None),

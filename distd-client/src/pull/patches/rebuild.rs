@@ -49,9 +49,11 @@ pub(in crate::pull) struct Rebuilt {
 fn suited(offers: &Offers) -> Option<&Set> {
     let [set] = &offers.sets[..] else { return None };
     let patches = &set.index.patches;
-    let in_memory = patches.iter().all(|patch| matches!(patch.method(), Some(Method::Buffer(_))));
+    // Views would take room beside the target; a hash tree takes only its own.
+    let without_views =
+        patches.iter().all(|patch| matches!(patch.method(), Some(Method::Buffer(_) | Method::HashTree)));
     let bytes: usize = patches.iter().map(distd_core::patch::SetPatch::target_bytes).sum();
-    (set.has_outline() && in_memory && bytes <= REBUILT_MAX).then_some(set)
+    (set.has_outline() && without_views && bytes <= REBUILT_MAX).then_some(set)
 }
 
 /// Rebuilds the chunks of `offers` and, with them, the manifest of `resolved`. The rebuilt chunks

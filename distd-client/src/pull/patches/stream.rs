@@ -1,4 +1,5 @@
-//! Patches that are too large for memory: packed files are unpacked, and views are packed again.
+//! Patches that are too large for memory: packed files are unpacked, views are packed again, and
+//! hash trees are computed.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -7,7 +8,8 @@ use std::sync::Mutex;
 use distd_core::ChunkHash;
 use distd_core::cut::ReadAt;
 use distd_core::error::Chain;
-use distd_core::patch::{PatchChunkId, SetPatch, view};
+use distd_core::patch::view::{self, RecipeError};
+use distd_core::patch::{PatchChunkId, SetPatch, hash_tree};
 
 use super::apply::{Done, Work, lock, read_base};
 use super::transient::TransientChunks;
@@ -176,7 +178,27 @@ impl<I: Iterator<Item = (PatchChunkId, u32)>> Write for Chunked<'_, I> {
 /// # Errors
 /// The target's errors.
 pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
-    let Some(view) = Joined::new(work, patch.base_ids()) else { return Ok(None) };
+    rebuild(work, patch, |base, out| view::repack(recipe, base, out))
+}
+
+/// Computes a part of a hash tree.
+///
+/// # Errors
+/// The target's errors.
+pub(super) fn compute(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
+    rebuild(work, patch, |base, out| {
+        hash_tree::compute(recipe, &mut io::BufReader::with_capacity(64 << 10, base), out)
+    })
+}
+
+/// Makes the targets with `run`, which reads the base once, in order, and returns the number of
+/// bytes that it wrote.
+fn rebuild(
+    work: &Work,
+    patch: &SetPatch,
+    run: impl FnOnce(&mut dyn Read, &mut dyn Write) -> Result<u64, RecipeError>,
+) -> io::Result<Option<Done>> {
+    let Some(base) = Joined::new(work, patch.base_ids()) else { return Ok(None) };
     let mut sink = Chunked {
         work,
         targets: patch.target_chunks(),
@@ -185,12 +207,12 @@ pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result
         done: Done::default(),
         failed: None,
     };
-    let result = view::repack(recipe, &mut Reader(&view, 0), &mut sink);
+    let result = run(&mut Reader(&base, 0), &mut sink);
     if let Some(error) = sink.failed {
         return Err(error);
     }
     if let Err(error) = result {
-        tracing::debug!(error = %Chain(&error), "a view does not pack again");
+        tracing::debug!(error = %Chain(&error), "a streaming patch fails");
     }
     // Target chunks that the output did not reach are missing; the chunks before them are good.
     let rest: BTreeSet<PatchChunkId> =
