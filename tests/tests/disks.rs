@@ -51,7 +51,8 @@ fn kernel(dir: &Path, kernel: &Path, initrd: &Path) -> PathBuf {
     at("linux.efi")
 }
 
-/// Makes a disk with the kernel of `system` and with `root`, its image, in a slot. The hash tree has a random salt, as always by default.
+/// Makes a disk with the kernel of `system` and with `root`, its image, in a slot. The hash tree
+/// has a random salt, as always by default.
 fn disk(dir: &Path, system: &Path, name: &str, root: &Path, slot: usize) -> PathBuf {
     let (disk, esp, tree) = (dir.join(name), dir.join("esp"), dir.join("hash-tree"));
     let file = File::create(&disk).expect("create a file");

@@ -1,5 +1,6 @@
 //! Makes the seeds that come from real inputs: `cargo run --example seeds -- DIR`. Needs
-//! `mkfs.erofs`, `gzip`, `tar` and what `disks.sh` needs. Seeds of the formats with views come from the golden files.
+//! `mkfs.erofs`, `gzip`, `tar` and what `disks.sh` needs. Seeds of the formats with views come from
+//! the golden files.
 
 use std::error::Error;
 use std::fs;

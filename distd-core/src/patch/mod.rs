@@ -82,8 +82,9 @@
 //!
 //! [`encode`] and [`decode`] turn `(base, target)` into a payload and back, whatever base and
 //! target are. [`pair`] finds a base for every new chunk of a release. [`view`] first unpacks
-//! content that a compressor hides. [`hash_tree`] computes what follows from other bytes. The payload formats are specified byte by byte in the modules
-//! of the codecs, those of recipes in `view::pieces` and `view::clusters`.
+//! content that a compressor hides. [`hash_tree`] computes what follows from other bytes. The
+//! payload formats are specified byte by byte in the modules of the codecs, those of recipes in
+//! `view::pieces` and `view::clusters`.
 
 mod choose;
 mod chunk_id;

@@ -22,8 +22,8 @@ impl<R: ReadAt + ?Sized> FileSystem<'_, R> {
     pub(super) fn entries(&mut self, directory: &Inode) -> Option<Vec<Entry>> {
         let mut entries = Vec::new();
         if directory.is_inline() {
-            // The first four bytes are the parent. What does not fit lies in an attribute and is not
-            // read.
+            // The first four bytes are the parent. What does not fit lies in an attribute, which is
+            // not read.
             parse(&directory.map[4..], &mut entries);
             return Some(entries);
         }

@@ -33,8 +33,8 @@ const JOURNAL_NAME: &[u8] = b"/journal";
 
 /// Incompatible features that are known: file types in directories, a journal to be replayed, block
 /// groups with their descriptors inside, extents, 64-bit block numbers, multi-mount protection,
-/// flexible groups, values of attributes in inodes, a checksum seed, large directories, inline data,
-/// encryption, case folding.
+/// flexible groups, values of attributes in inodes, a checksum seed, large directories, inline
+/// data, encryption, case folding.
 const KNOWN: u32 =
     0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
 const META_GROUPS: u32 = 0x10;

@@ -165,8 +165,8 @@ impl HashArea {
         self.blocks << self.format.data_bits
     }
 
-    /// Returns the ends of the tree's parts in the volume, ascending. The last one is the end of the
-    /// tree.
+    /// Returns the ends of the tree's parts in the volume, ascending. The last one is the end of
+    /// the tree.
     fn part_ends(&self) -> Vec<u64> {
         let parts = self.format.parts(self.blocks);
         let mut ends: Vec<u64> = parts.iter().map(|part| self.tree + part.range.end).collect();

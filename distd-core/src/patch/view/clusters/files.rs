@@ -16,9 +16,9 @@ use crate::patch::view::map::{ClusterMap, Piece};
 /// and two payloads in its set, some hundred bytes.
 const GROUP_BYTES: u64 = 32 << 20;
 
-/// Finds the files of EROFS images, in partitions or not, that have clusters packed by LZ4, deflate or zstd; see
-/// [`find`](crate::patch::view::find). `without` has all files that are too long for a view, wanted
-/// or not.
+/// Finds the files of EROFS images, in partitions or not, that have clusters packed by LZ4, deflate
+/// or zstd; see [`find`](crate::patch::view::find). `without` has all files that are too long for a
+/// view, wanted or not.
 pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
