@@ -131,6 +131,20 @@ fn a_tree_in_a_partition_of_its_own_is_computed_from_another_partition() {
     assert_computed(&disk, &trees[0]);
     let source = trees[0].source(&trees[0].parts[0]);
     assert_eq!(source, 7 * MIB..7 * MIB + image.len() as u64);
+    // Both ends of the data are zeros, and so is a blank partition in front of it.
+    let (mut zeros, path) = (image.clone(), dir.path().join("zeros"));
+    zeros[..1024].fill(0);
+    zeros.resize(image.len() + 4096, 0);
+    fs::write(&path, &zeros).expect("writable");
+    format(&path, &hash, &["--data-block-size=1024"]);
+    let tree = fs::read(&hash).expect("veritysetup left a tree");
+    let parts = [
+        Part { kind: "8304", label: "_empty", at: 1, len: 6, bytes: &[] },
+        Part { kind: "8304", label: "root-1.0", at: 7, len: 6, bytes: &zeros },
+        Part { kind: "830c", label: "root-1.0-verity", at: 13, len: 1, bytes: &tree },
+    ];
+    let blank = gpt(&dir.path().join("disk"), 16, &parts);
+    assert_computed(&blank, &find(&blank[..]).expect("memory reads")[0]);
     // Without its data there is no tree to compute.
     disk[7 * MIB as usize] ^= 1;
     assert_eq!(find(&disk[..]).expect("memory reads"), []);

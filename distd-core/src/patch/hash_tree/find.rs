@@ -9,6 +9,11 @@ use crate::cut::verity::{HashArea, HashFormat, Source, TreePart, locate};
 use crate::cut::{Joined, ReadAt, Volume, volumes};
 use crate::patch::view::Same;
 
+/// Data blocks that are compared with a tree before the whole data is read, the first and the last
+/// among them. A few are not enough: both ends of a file system may be zeros, as a blank partition
+/// is.
+const SAMPLES: u64 = 128;
+
 /// Hash tree of an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
@@ -50,8 +55,8 @@ impl Tree {
 }
 
 /// Finds the hash trees of an artifact whose data is in it too: behind the data in one volume, or
-/// each in a volume of its own. The data counts as found when its first and its last block have the
-/// hashes that the tree says.
+/// each in a volume of its own. The data counts as found when sampled blocks have the hashes that
+/// the tree says.
 ///
 /// # Errors
 /// Any error from reading the artifact.
@@ -69,7 +74,7 @@ pub fn find<R: ReadAt + ?Sized>(artifact: &R) -> io::Result<Vec<Tree>> {
         for candidate in candidates {
             let room = if area.start > 0 { area.start } else { candidate.range.end - candidate.range.start };
             let data = candidate.range.start;
-            if area.data_bytes() <= room && ends_match(artifact, &area, data, tree)? {
+            if area.data_bytes() <= room && samples_match(artifact, &area, data, tree)? {
                 let parts = area.format.parts(area.blocks);
                 trees.push(Tree { format: area.format.clone(), data, tree, parts });
                 break;
@@ -79,8 +84,13 @@ pub fn find<R: ReadAt + ?Sized>(artifact: &R) -> io::Result<Vec<Tree>> {
     Ok(trees)
 }
 
-/// Returns whether the hashes of the first and the last data block are in the tree.
-fn ends_match<R: ReadAt + ?Sized>(artifact: &R, area: &HashArea, data: u64, tree: u64) -> io::Result<bool> {
+/// Returns whether the hashes of [`SAMPLES`] data blocks are in the tree.
+fn samples_match<R: ReadAt + ?Sized>(
+    artifact: &R,
+    area: &HashArea,
+    data: u64,
+    tree: u64,
+) -> io::Result<bool> {
     let format = &area.format;
     let levels = format.levels(area.blocks);
     // The hash of a single block is the root, which is not stored.
@@ -88,7 +98,8 @@ fn ends_match<R: ReadAt + ?Sized>(artifact: &R, area: &HashArea, data: u64, tree
     let lowest = tree + (above.iter().sum::<u64>() << format.hash_bits);
     let hasher = Hasher::new(format);
     let mut block = vec![0; 1 << format.data_bits];
-    for index in [0, area.blocks - 1] {
+    for sample in 0..SAMPLES.min(area.blocks) {
+        let index = (area.blocks - 1) * sample / (SAMPLES.min(area.blocks) - 1);
         artifact.read_exact_at(&mut block, data + (index << format.data_bits))?;
         let (mut hash, mut stored) = (Vec::new(), vec![0; format.algorithm.bytes()]);
         hasher.append(&block, &mut hash);
