@@ -229,7 +229,9 @@ fn a_recipe_survives_encoding_and_its_bytes_never_change() {
     for at in 0..8 {
         assert!(matches!(Recipe::decode(&golden[..at]), Err(RecipeError::Damaged(_))), "{at}");
     }
-    for (at, byte) in [(0, 2), (1, 0), (1, 4), (2, 2), (3, 8), (3, 17), (4, 8), (4, 17), (5, 0), (5, 3)] {
+    for (at, byte) in
+        [(0, 2), (1, 0), (1, 4), (2, 2), (3, 8), (3, 17), (4, 8), (4, 17), (4, 0), (4, 200), (5, 0), (5, 3)]
+    {
         let mut bad = golden.to_vec();
         bad[at] = byte;
         assert!(matches!(Recipe::decode(&bad), Err(RecipeError::Damaged(_))), "{at}");

@@ -96,8 +96,8 @@ impl Layout {
             0 => return None,
             // Only FAT32 has its root directory in clusters, and the wide length of the table.
             _ if root_entries == 0 && u16_at(&boot, 22) == 0 => 32,
-            ..FAT12_BELOW => 12,
-            ..FAT16_BELOW => 16,
+            1..FAT12_BELOW => 12,
+            FAT12_BELOW..FAT16_BELOW => 16,
             _ => return None,
         };
         let table = reserved * sector..(reserved + table_sectors) * sector;

@@ -62,12 +62,15 @@ impl Recipe {
             && rest.len() <= SALT_MAX
             && skip <= CHUNK_BYTES_MAX as u64
             && (1..=VIEW_BYTES_MAX >> data_bits).contains(&blocks);
+        if !sound || levels == 0 {
+            return Err(damaged("a number is out of bounds"));
+        }
         let recipe = Self { format, levels, skip, blocks };
-        let above = recipe.format.levels(blocks);
         // One level is written as it is computed.
         let fits = levels == 1
-            || usize::from(levels) == above.len() && recipe.format.tree_bytes(blocks) <= LEVELS_BYTES_MAX;
-        if sound && levels >= 1 && fits { Ok(recipe) } else { Err(damaged("a number is out of bounds")) }
+            || usize::from(levels) == recipe.format.levels(blocks).len()
+                && recipe.format.tree_bytes(blocks) <= LEVELS_BYTES_MAX;
+        if fits { Ok(recipe) } else { Err(damaged("it has too many levels")) }
     }
 }
 
