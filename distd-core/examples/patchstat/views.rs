@@ -277,7 +277,7 @@ pub(crate) fn hash_trees(
             let first = new.chunks.partition_point(|chunk| chunk.offset <= source.start) - 1;
             let base = new.chunks[first].offset..source.end;
             let payload = tree.recipe(part, source.start - base.start).encode();
-            if !hash_tree::is_computed(&new.artifact, &payload, &[base.clone()], target.clone()) {
+            if !hash_tree::is_computed(&new.artifact, &payload, std::slice::from_ref(&base), target.clone()) {
                 return Err("a hash tree does not follow from its data".into());
             }
             bytes += target.end - target.start;
