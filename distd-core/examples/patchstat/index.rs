@@ -47,9 +47,8 @@ pub(crate) fn index(
             chunks.partition_point(|chunk| chunk.offset < part.start)
                 ..chunks.partition_point(|chunk| chunk.offset < part.end)
         };
-        let inflate = pass.of == Of::Old;
         found.push(SetPatch {
-            codec: if inflate { 128 } else { 129 },
+            codec: pass.method.number(),
             packed: 1000,
             bases: pass.bases.iter().flat_map(|part| ranges(&ids[span(part)])).collect(),
             targets: pass.targets.iter().flat_map(|part| runs(ids, chunks, span(part))).collect(),

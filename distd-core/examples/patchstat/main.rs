@@ -172,7 +172,7 @@ fn main() -> Result<(), Error> {
     let mut needs = needs;
     let mut passes = Vec::new();
     if options.views > 0 {
-        for layer in Layer::ALL {
+        for layer in Layer::ROUNDS {
             views::of_layer(layer, &mut old, &mut new, &mut needs, &options, &mut passes)?;
         }
     }

@@ -88,6 +88,7 @@
 mod choose;
 mod chunk_id;
 mod codec;
+mod cost;
 mod matches;
 mod outline;
 pub mod pair;
@@ -97,9 +98,10 @@ mod set;
 mod suffix;
 pub mod view;
 
-pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
+pub use choose::{Choice, Offer, Optimize, PatchRef, Terms, choose};
 pub use chunk_id::{PatchChunkId, ViewChunkId};
 pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
+pub use cost::Cost;
 pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

@@ -51,7 +51,7 @@ pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
         if wanted(file.path(), &parts) {
             let name = file.path().to_vec();
             match result {
-                Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map) }),
+                Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map), tail: None }),
                 Err(why) => found.without.push((name, why)),
             }
         }
@@ -168,7 +168,7 @@ mod tests {
             window_bits: 0,
             pieces: Vec::new(),
         };
-        PackedFile { name: Vec::new(), parts: Vec::new(), clusters: Some(clusters) }
+        PackedFile { name: Vec::new(), parts: Vec::new(), clusters: Some(clusters), tail: None }
     }
 
     #[test]
