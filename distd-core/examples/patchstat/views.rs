@@ -1,7 +1,7 @@
 //! Views of both sides, appended to the artifacts.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -300,4 +300,60 @@ fn without(found: &[(Vec<u8>, NoView)], viewed: &[Viewed]) -> BTreeMap<String, u
         *why.entry(reason.to_string()).or_default() += 1;
     }
     why
+}
+
+/// View in memory.
+#[derive(Default)]
+struct Memory(io::Cursor<Vec<u8>>);
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Memory {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+impl ReadAt for Memory {
+    fn len(&self) -> u64 {
+        self.0.get_ref().len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.get_ref().read_exact_at(buf, offset)
+    }
+}
+
+/// Prints the share of an image in which patches see content, and the files in which they do not.
+pub(crate) fn print_transparency(artifact: &Artifact, regions: &Regions) -> Result<(), Error> {
+    let started = Instant::now();
+    let file = || Ok(Box::new(Memory::default()) as Box<dyn view::ViewFile>);
+    let found = view::transparency(artifact, regions, view::ViewLimits::from(VIEWS_MAX), &file)?;
+    println!(
+        "transparency: {:.2} %, {} of {} bytes, {} packed with a view, {:.1} s",
+        found.transparent() as f64 * 100.0 / found.bytes.max(1) as f64,
+        found.transparent(),
+        found.bytes,
+        found.viewed,
+        started.elapsed().as_secs_f64()
+    );
+    let mut reasons: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for file in &found.opaque {
+        let (files, bytes) = reasons.entry(&file.reason).or_default();
+        *files += 1;
+        *bytes += file.bytes;
+    }
+    println!("  opaque: {reasons:?}");
+    for file in found.opaque.iter().take(20) {
+        println!("{:>10} {}: {}", file.bytes, String::from_utf8_lossy(&file.name), file.reason);
+    }
+    Ok(())
 }

@@ -44,6 +44,7 @@ mod pieces;
 mod png;
 mod reader;
 mod streams;
+mod transparency;
 mod zip;
 
 use std::io::{self, Read, Write};
@@ -59,6 +60,7 @@ pub use format::{
 };
 pub use parts::parts;
 pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
+pub use transparency::{Opaque, Transparency, ViewFile, transparency};
 
 /// All formats with views.
 pub static FORMATS: &[&dyn ViewFormat] = &[
