@@ -26,6 +26,10 @@ pub(crate) struct Args {
     /// Number of paths in the table; --json lists all.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
+    /// Also count the bytes of NEW that patches cannot see into: packed files that cannot be packed
+    /// again to the same bytes. Takes minutes for a system.
+    #[arg(long)]
+    views: bool,
     /// Also draw a picture into this file: one HTML page without scripts, for any browser.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -34,8 +38,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let progress = Arc::new(ShownProgress::new(context.output()));
     let (old, new) = (args.old.clone(), args.new.clone());
-    let counter = progress.clone();
-    let report = tokio::task::spawn_blocking(move || explain(&old, &new, &*counter)).await??;
+    let (counter, views) = (progress.clone(), args.views);
+    let report = tokio::task::spawn_blocking(move || explain(&old, &new, views, &*counter)).await??;
     progress.end();
     if let Some(path) = &args.html {
         let title = format!("{} to {}", args.old.display(), args.new.display());

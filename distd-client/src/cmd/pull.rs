@@ -65,7 +65,8 @@ impl TableOptions for PullOptions {
     const TABLE: Table<config::Values> = config::TABLE;
 
     fn has(key: &str) -> bool {
-        ["parents", "transport", "connectivity", "site", "metered", "share.linger_seconds"].contains(&key)
+        ["parents", "transport", "connectivity", "site", "metered", "share.linger_seconds", "view_memory_mib"]
+            .contains(&key)
     }
 }
 
@@ -100,6 +101,7 @@ impl Sources {
             data: context.data().to_owned(),
             downgrade: if self.allow_downgrade { Downgrade::Always } else { settings.downgrade },
             aim: self.optimize,
+            view_memory: settings.view_memory(),
             sharing: if self.no_share { sharing.off() } else { sharing },
             outbound,
             news: None,

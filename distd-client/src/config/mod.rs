@@ -63,6 +63,12 @@ const REBOOT_COMMAND: &str = "systemctl reboot";
 /// Longest time limit, and longest time between two looks, seconds.
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
+/// Views take at most one part in this many of the device's memory, unless its settings say more.
+const VIEW_MEMORY_PART: u128 = 4;
+
+/// Least default for the memory for views, bytes.
+const VIEW_MEMORY_MIN: u64 = 64 << 20;
+
 /// Default port of an agent.
 const AGENT_PORT: u16 = 4434;
 
@@ -122,6 +128,9 @@ pub struct Values {
     pub linger: Duration,
     /// Whether a channel may take this device back to an older release.
     pub downgrade: Downgrade,
+    /// Memory for views that are packed or unpacked at once, MiB; `None` for a quarter of what the
+    /// device has.
+    pub view_memory_mib: Option<u64>,
     /// Channel that `distd agent` follows.
     pub follow: Option<Wanted>,
     /// Directory in which it installs the channel's releases.
@@ -180,6 +189,7 @@ impl Default for Values {
             metrics: None,
             linger: LINGER,
             downgrade: Downgrade::default(),
+            view_memory_mib: None,
             follow: None,
             follow_directory: None,
             follow_keep: FOLLOW_KEEP,
@@ -200,6 +210,21 @@ impl Default for Values {
             receipt_bound: RECEIPT_BOUND,
             defer_max: DEFER_MAX,
         }
+    }
+}
+
+impl Values {
+    /// Memory for views that are packed or unpacked at once, bytes.
+    pub fn view_memory(&self) -> u64 {
+        self.view_memory_mib.map_or_else(
+            || {
+                let memory = rustix::system::sysinfo();
+                // The number of units is a machine word.
+                let physical = u128::from(memory.totalram) * u128::from(memory.mem_unit);
+                u64::try_from(physical / VIEW_MEMORY_PART).unwrap_or(u64::MAX).max(VIEW_MEMORY_MIN)
+            },
+            |mebibytes| mebibytes << 20,
+        )
     }
 }
 

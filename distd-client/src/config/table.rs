@@ -141,6 +141,18 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Flag(s.metered),
         },
         Setting {
+            key: "view_memory_mib",
+            option: "view-memory-mib",
+            variable: "DISTD_VIEW_MEMORY_MIB",
+            value: "MIB",
+            several: false,
+            default: "a quarter of the memory, at least 64",
+            help: "Memory for packing files again while patches are applied. A file that needs more is fetched in \
+                   chunks instead",
+            set: |s, text| number(text, 16..=1 << 20).map(|mib| s.view_memory_mib = Some(mib)),
+            show: |s| Shown::Number((s.view_memory() >> 20).into()),
+        },
+        Setting {
             key: "mdns",
             option: "mdns",
             variable: "DISTD_MDNS",

@@ -1,6 +1,7 @@
 //! A report as text for people.
 
 use distd_core::explain::{Hint, Kind, PathCost, Report};
+use distd_core::patch::view::Transparency;
 
 use distd_client::text::{human_bytes, table};
 
@@ -15,6 +16,7 @@ pub(crate) fn summary(report: &Report, top: usize) -> String {
         parts.push(paths(report, top));
     }
     parts.extend(facts(report));
+    parts.extend(report.transparency.as_ref().map(|found| transparency(found, top)));
     parts.push(hints(report));
     parts.join("\n\n")
 }
@@ -133,6 +135,32 @@ fn facts(report: &Report) -> Option<String> {
         lines.push("too many names: some files listed as new are not new".to_owned());
     }
     (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Returns the share in which patches see content, and the `top` largest files that have none.
+fn transparency(found: &Transparency, top: usize) -> String {
+    let mut text = format!(
+        "transparent to patches: {} ({} of {}, of these {} packed)",
+        percent(found.transparent(), found.bytes),
+        human_bytes(found.transparent()),
+        human_bytes(found.bytes),
+        human_bytes(found.viewed)
+    );
+    if !found.opaque.is_empty() {
+        let mut rows = vec![row(["OPAQUE", "SHARE", "REASON", "PATH"])];
+        for file in found.opaque.iter().take(top) {
+            let share = percent(file.bytes, found.bytes);
+            rows.push(row([&human_bytes(file.bytes), &share, &file.reason, &shown(&file.name)]));
+        }
+        if let Some(rest) = found.opaque.get(top..).filter(|rest| !rest.is_empty()) {
+            let bytes = rest.iter().map(|file| file.bytes).sum();
+            let more = format!("{} more", rest.len());
+            rows.push(row([&human_bytes(bytes), &percent(bytes, found.bytes), "", &more]));
+        }
+        text.push('\n');
+        text.push_str(&table(&rows));
+    }
+    text
 }
 
 fn hints(report: &Report) -> String {

@@ -106,6 +106,8 @@ pub struct FollowRequest {
     place: PlaceSettings,
     /// Time between two looks at the channel.
     pub poll: Duration,
+    /// Memory for views that are packed or unpacked at once, bytes.
+    pub view_memory: u64,
     /// Parts of the week in which the device may act.
     windows: Windows,
     /// Directory with the programs that are run at each state.
@@ -152,6 +154,7 @@ impl FollowRequest {
             channel,
             place,
             poll: settings.follow_poll,
+            view_memory: settings.view_memory(),
             windows: Windows {
                 download: settings.download_windows.clone(),
                 install: settings.install_windows.clone(),

@@ -151,6 +151,7 @@ pub async fn follow_simulated(
         channel,
         place: PlaceSettings::Simulated(device),
         poll: settings.follow_poll,
+        view_memory: settings.view_memory(),
         windows: Windows { download: Vec::new(), install: Vec::new(), zone: settings.time_zone.clone() },
         hooks: PathBuf::new(),
         hook_limit: settings.hook_limit,

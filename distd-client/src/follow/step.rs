@@ -205,6 +205,7 @@ impl Step {
             labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
             expected: out.map(|(_, version)| version.clone()),
             aim: Aim::default(),
+            view_memory: self.request.view_memory,
             sharing,
             outbound: self.request.outbound.clone(),
             news: Some(self.news.clone()),

@@ -80,6 +80,8 @@ pub struct PullRequest {
     pub expected: Option<Name>,
     /// Resource to save when patches are chosen.
     pub aim: Aim,
+    /// Memory for views that are packed or unpacked at once, bytes.
+    pub view_memory: u64,
     /// Settings of the exchange with neighbours.
     pub sharing: Sharing,
     /// Settings for reaching parents.
@@ -116,6 +118,7 @@ impl PullRequest {
             labels_fresh: LABELS_FRESH,
             expected: None,
             aim: Aim::default(),
+            view_memory: settings.view_memory(),
             sharing,
             news: None,
         })

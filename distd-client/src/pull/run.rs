@@ -245,7 +245,7 @@ pub(super) async fn prepare(
         && known.is_none()
         && let Some(files) = &files
     {
-        offers = Arc::new(Offers::fetch(&session, &route, request.aim).await);
+        offers = Arc::new(Offers::fetch(&session, &route, (request.aim, request.view_memory)).await);
         match rebuild(&session, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
             Err(error) => {
@@ -268,8 +268,10 @@ pub(super) async fn prepare(
             };
             let manifest = if offers.sets.is_empty() {
                 // Fetch both concurrently: neither needs the other.
-                let (manifest, fetched) =
-                    tokio::join!(manifest, Offers::fetch(&session, &route, request.aim));
+                let (manifest, fetched) = tokio::join!(
+                    manifest,
+                    Offers::fetch(&session, &route, (request.aim, request.view_memory))
+                );
                 offers = Arc::new(fetched);
                 manifest?
             } else {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
-use distd_core::patch::{Method, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
+use distd_core::patch::{PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
@@ -48,11 +48,7 @@ pub(crate) fn index(
                 ..chunks.partition_point(|chunk| chunk.offset < part.end)
         };
         found.push(SetPatch {
-            codec: match pass.method {
-                Method::Inflate => Method::INFLATE,
-                Method::HashTree => Method::HASH_TREE,
-                _ => Method::REPACK,
-            },
+            codec: pass.method.number(),
             packed: 1000,
             bases: pass.bases.iter().flat_map(|part| ranges(&ids[span(part)])).collect(),
             targets: pass.targets.iter().flat_map(|part| runs(ids, chunks, span(part))).collect(),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release -p distd-core --example patchstat -- \
-//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
+//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2] [--transparency 0|1]
 //! ```
 
 #![expect(
@@ -131,11 +131,13 @@ struct Options {
     threads: usize,
     targets: usize,
     views: usize,
+    transparency: bool,
 }
 
 fn options() -> Result<Options, Error> {
     let mut args = std::env::args().skip(1);
-    let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]";
+    let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2] \
+                 [--transparency 0|1]";
     let mut found = Options {
         old: args.next().ok_or(usage)?,
         new: args.next().ok_or(usage)?,
@@ -143,6 +145,7 @@ fn options() -> Result<Options, Error> {
         threads: 2,
         targets: 4,
         views: 1,
+        transparency: false,
     };
     while let Some(name) = args.next() {
         let value = args.next().ok_or(usage)?;
@@ -150,6 +153,7 @@ fn options() -> Result<Options, Error> {
             "--level" => found.level = value.parse()?,
             "--threads" => found.threads = value.parse()?,
             "--views" => found.views = value.parse()?,
+            "--transparency" => found.transparency = value.parse::<u8>()? != 0,
             "--targets" => found.targets = value.parse()?,
             _ => return Err(usage.into()),
         }
@@ -164,6 +168,9 @@ fn main() -> Result<(), Error> {
     let (old_regions, new_regions) = (regions(&old_file), regions(&new_file));
     let old_chunks = cut(&old_file, &old_regions, options.threads)?;
     let new_chunks = cut(&new_file, &new_regions, options.threads)?;
+    if options.transparency {
+        views::print_transparency(&new_file, &new_regions)?;
+    }
     let needs = needs_of(&old_chunks, &new_chunks);
     println!("cut: {:.1} s", begin.elapsed().as_secs_f64());
 
@@ -172,7 +179,7 @@ fn main() -> Result<(), Error> {
     let mut needs = needs;
     let mut passes = Vec::new();
     if options.views > 0 {
-        for layer in Layer::ALL {
+        for layer in Layer::ROUNDS {
             views::of_layer(layer, &mut old, &mut new, &mut needs, &options, &mut passes)?;
         }
         views::hash_trees(&old, &new, &mut needs, &mut passes)?;

@@ -1,7 +1,7 @@
 //! Views of both sides, appended to the artifacts.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +24,8 @@ pub(crate) struct Extended {
     pub(crate) views: Vec<u8>,
     regions: Regions,
     chunks: Vec<ChunkSpan>,
+    /// Offset up to which files that are packed by themselves were looked for.
+    searched: u64,
 }
 
 impl ReadAt for Extended {
@@ -55,14 +57,14 @@ pub(crate) struct Pass {
 
 impl Pass {
     /// Places a view at `start`.
-    fn new(of: Of, group: &Group, made: &Unpacked, start: u64) -> Self {
+    fn new(of: Of, group: &Group, made: &Unpacked, start: u64) -> Result<Self, Error> {
         let view = std::iter::once(start..start + made.view_bytes).collect();
         let (packed, files) = (made.parts(&group.files), made.named(&group.files, start));
         let (method, bases, targets) = match of {
-            Of::Old => (Method::Inflate, packed, view),
-            Of::New => (Method::Repack, view, packed),
+            Of::Old => (Method::Inflate(view::unpack_cost(&made.recipe)?), packed, view),
+            Of::New => (Method::Repack(view::cost(&made.recipe)?), view, packed),
         };
-        Self { method, of, bases, targets, payload: made.recipe.clone(), files }
+        Ok(Self { method, of, bases, targets, payload: made.recipe.clone(), files })
     }
 
     fn packed(&self) -> &[Range<u64>] {
@@ -75,7 +77,7 @@ impl Pass {
 
 impl Extended {
     pub(crate) fn new(artifact: Artifact, regions: Regions, chunks: Vec<ChunkSpan>) -> Self {
-        Self { artifact, views: Vec::new(), regions, chunks }
+        Self { artifact, views: Vec::new(), regions, chunks, searched: 0 }
     }
 
     pub(crate) fn artifact_len(&self) -> u64 {
@@ -84,6 +86,10 @@ impl Extended {
 
     pub(crate) fn side(&self) -> Side<'_, Self> {
         Side { bytes: self, regions: &self.regions, chunks: &self.chunks }
+    }
+
+    fn is_fresh(&self, parts: &[Range<u64>]) -> bool {
+        parts.iter().all(|part| part.start >= self.searched)
     }
 
     fn span(&self, part: &Range<u64>) -> Range<usize> {
@@ -122,7 +128,7 @@ fn span(chunks: &[ChunkSpan], part: &Range<u64>) -> Range<usize> {
 /// Finds the needed chunks once views exist: chunks that views make are not needed.
 fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]) {
     let mut made = vec![false; new.chunks.len()];
-    for pass in passes.iter().filter(|pass| pass.method != Method::Inflate) {
+    for pass in passes.iter().filter(|pass| pass.of == Of::New) {
         for part in &pass.targets {
             made[new.span(part)].fill(true);
         }
@@ -208,7 +214,7 @@ fn place(
 ) -> Result<Vec<Pass>, Error> {
     let mut passes = Vec::new();
     for Viewed { group, made, view } in viewed.iter().filter(|viewed| !viewed.made.recipe.is_empty()) {
-        passes.push(Pass::new(of, group, made, ReadAt::len(&*artifact)));
+        passes.push(Pass::new(of, group, made, ReadAt::len(&*artifact))?);
         artifact.views.extend_from_slice(view);
     }
     artifact.extend(layer, &passes, threads)?;
@@ -226,7 +232,9 @@ pub(crate) fn of_layer(
 ) -> Result<(), Error> {
     let threads = options.threads;
     let wanted = |part: &Range<u64>| needs[new.span(part)].contains(&Need::Wanted);
-    let found = view::find(layer, &*new, &new.regions, |_, parts| parts.iter().any(wanted))?;
+    let found =
+        view::find(layer, &*new, &new.regions, |_, parts| new.is_fresh(parts) && parts.iter().any(wanted))?;
+    let searched = [ReadAt::len(&*old), ReadAt::len(&*new)];
     let started = Instant::now();
     let of_new = made(new, found.groups, Of::New, threads)?;
     let took = started.elapsed().as_secs_f64();
@@ -235,12 +243,15 @@ pub(crate) fn of_layer(
     let repack = started.elapsed().as_secs_f64();
 
     let with_view = of_new.iter().filter(|viewed| !viewed.made.recipe.is_empty());
-    let names: HashSet<Vec<u8>> =
-        with_view.flat_map(|viewed| &viewed.group.files).map(|file| fold(&file.name)).collect();
+    let names: HashSet<Vec<u8>> = with_view
+        .flat_map(|viewed| viewed.made.named(&viewed.group.files, 0))
+        .map(|(name, _)| fold(&name))
+        .collect();
     let back = needs_of(&new.chunks, &old.chunks);
     let old_found = view::find(layer, &*old, &old.regions, |name, parts| {
         let lost = || parts.iter().any(|part| back[old.span(part)].iter().any(|need| *need != Need::Held));
-        names.contains(&fold(name)) || (layer == Layer::Image && options.views > 1 && lost())
+        let has_view = names.contains(&fold(name)) || (layer == Layer::Image && options.views > 1 && lost());
+        has_view && old.is_fresh(parts)
     })?;
     let started = Instant::now();
     let of_old = made(old, old_found.groups, Of::Old, threads)?;
@@ -256,6 +267,9 @@ pub(crate) fn of_layer(
     let made_new = place(new, layer, &of_new, Of::New, threads)?;
     passes.extend(made_old.into_iter().chain(made_new));
     update(old, new, needs, passes);
+    if layer == Layer::File {
+        [old.searched, new.searched] = searched;
+    }
     Ok(())
 }
 
@@ -325,4 +339,60 @@ fn without(found: &[(Vec<u8>, NoView)], viewed: &[Viewed]) -> BTreeMap<String, u
         *why.entry(reason.to_string()).or_default() += 1;
     }
     why
+}
+
+/// View in memory.
+#[derive(Default)]
+struct Memory(io::Cursor<Vec<u8>>);
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Memory {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+impl ReadAt for Memory {
+    fn len(&self) -> u64 {
+        self.0.get_ref().len() as u64
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.get_ref().read_exact_at(buf, offset)
+    }
+}
+
+/// Prints the share of an image in which patches see content, and the files in which they do not.
+pub(crate) fn print_transparency(artifact: &Artifact, regions: &Regions) -> Result<(), Error> {
+    let started = Instant::now();
+    let file = || Ok(Box::new(Memory::default()) as Box<dyn view::ViewFile>);
+    let found = view::transparency(artifact, regions, view::ViewLimits::from(VIEWS_MAX), &file)?;
+    println!(
+        "transparency: {:.2} %, {} of {} bytes, {} packed with a view, {:.1} s",
+        found.transparent() as f64 * 100.0 / found.bytes.max(1) as f64,
+        found.transparent(),
+        found.bytes,
+        found.viewed,
+        started.elapsed().as_secs_f64()
+    );
+    let mut reasons: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for file in &found.opaque {
+        let (files, bytes) = reasons.entry(&file.reason).or_default();
+        *files += 1;
+        *bytes += file.bytes;
+    }
+    println!("  opaque: {reasons:?}");
+    for file in found.opaque.iter().take(20) {
+        println!("{:>10} {}: {}", file.bytes, String::from_utf8_lossy(&file.name), file.reason);
+    }
+    Ok(())
 }

@@ -60,6 +60,11 @@ impl<'a, R: ReadAt + ?Sized> Members<'a, R> {
         Self { artifact, range, format: None }
     }
 
+    /// Offset behind the members read so far, and behind the zeros at the end of an archive.
+    pub(crate) fn rest(&self) -> u64 {
+        self.range.start
+    }
+
     /// Returns the next member; `None` behind the last archive or at a damaged member.
     ///
     /// # Errors

@@ -148,6 +148,7 @@ where
         metadata,
         times: stats.times(&old_listing, &new_listing),
         uncompressed: stats.uncompressed(&contents, total),
+        transparency: None,
         hints: Vec::new(),
         all_names: old_listing.complete && new_listing.complete,
     };

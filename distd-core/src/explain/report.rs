@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 
 use super::hints::Hint;
 use super::metadata::MetadataCost;
+use crate::patch::view::Transparency;
 
 /// Reason why bytes are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -155,6 +156,8 @@ pub struct Report {
     pub times: Option<Times>,
     /// Delta without compression; `None` if no compressed file differs.
     pub uncompressed: Option<Uncompressed>,
+    /// Share of the new artifact in which patches see content; `None` if it was not asked for.
+    pub transparency: Option<Transparency>,
     /// Changes to make, largest saving first.
     pub hints: Vec<Hint>,
     /// Whether all names were listed. With more than a million names, some files are reported as

@@ -39,12 +39,34 @@ pub enum Optimize {
     },
 }
 
+/// Conditions of a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Cost that the choice minimises.
+    pub optimize: Optimize,
+    /// Most memory for a patch that states its memory, bytes. A patch above it counts as unknown.
+    pub memory: u64,
+}
+
+/// A choice on a device with memory for every patch.
+impl From<Optimize> for Terms {
+    fn from(optimize: Optimize) -> Self {
+        Self { optimize, memory: u64::MAX }
+    }
+}
+
+impl Terms {
+    fn allow(&self, patch: &SetPatch) -> bool {
+        patch.method().is_some_and(|method| method.memory().is_none_or(|bytes| bytes <= self.memory))
+    }
+}
+
 impl Optimize {
     /// Cost of applying a patch, expressed in bytes of the link.
     fn work(self, patch: &SetPatch) -> u64 {
         let Self::Time { link } = self else { return 0 };
         match patch.method() {
-            Some(Method::Repack | Method::Inflate | Method::HashTree) => {
+            Some(Method::Repack(_) | Method::Inflate(_) | Method::HashTree) => {
                 (processor(patch).as_secs_f64() * link as f64) as u64
             }
             // Other patches decode faster than the chunks they replace would unpack, so nothing is
@@ -60,8 +82,8 @@ fn processor(patch: &SetPatch) -> Duration {
     let (bytes, rate) = match patch.method() {
         // Packed files hold two to four times their own bytes of content, and packing that content
         // takes the time.
-        Some(Method::Repack) => (patch.base_ids().count() as u64 * VIEW_CHUNK_BYTES, REPACK_RATE),
-        Some(Method::Inflate) => (patch.target_bytes() as u64, INFLATE_RATE),
+        Some(Method::Repack(cost)) => (patch.base_ids().count() as u64 * VIEW_CHUNK_BYTES, cost.rate()),
+        Some(Method::Inflate(_)) => (patch.target_bytes() as u64, INFLATE_RATE),
         Some(Method::HashTree) => (patch.base_ids().count() as u64 * CHUNK_BYTES, HASH_RATE),
         _ => (patch.target_bytes() as u64, DECODE_RATE),
     };
@@ -69,9 +91,8 @@ fn processor(patch: &SetPatch) -> Duration {
 }
 
 // Bytes per second of one core, measured on the reference pairs (docs/benchmarks.md, "Patches"):
-// content packed again, at the same rate by gzip and LZ4; content unpacked; bytes rebuilt by
-// patches of the other codecs.
-const REPACK_RATE: u64 = 30_000_000;
+// content unpacked; bytes rebuilt by patches of the codecs that work in memory. The rate at which
+// content is packed again is that of its Cost.
 const INFLATE_RATE: u64 = 200_000_000;
 const DECODE_RATE: u64 = 250_000_000;
 /// Bytes of data per second of one core that go into a hash tree, without instructions for SHA.
@@ -109,15 +130,17 @@ pub struct Choice {
 ///
 /// `held` tells whether a chunk can be read on this device; a chunk of a view never can. A base
 /// that is neither held nor rebuilt by an earlier patch must itself be `wanted`, else its patch is
-/// not used. The caller need not remove patches of unknown methods: they are skipped here.
+/// not used. The caller need not remove patches of unknown methods, or those that need more memory
+/// than the device has: they are skipped here, and so are the patches that need their targets.
 ///
 /// Cost: a few passes over all patches; memory 16 bytes a target chunk.
 pub fn choose(
     wanted: &[ChunkId],
     held: impl Fn(ChunkId) -> bool,
     offers: &[Offer<'_>],
-    optimize: Optimize,
+    terms: impl Into<Terms>,
 ) -> Choice {
+    let terms = terms.into();
     let is_wanted = |id: PatchChunkId| id.chunk().is_some_and(|id| wanted.binary_search(&id).is_ok());
     let is_held = |id: PatchChunkId| id.chunk().is_some_and(&held);
     let all: Vec<(PatchRef, &SetPatch, u64)> = offers
@@ -127,7 +150,7 @@ pub fn choose(
             let patches = offer.patches.iter().zip(offer.payloads).enumerate();
             patches.map(move |(patch, (body, payload))| (PatchRef { set, patch }, body, u64::from(*payload)))
         })
-        .filter(|(_, patch, _)| patch.method().is_some())
+        .filter(|(_, patch, _)| terms.allow(patch))
         .collect();
 
     // Forwards: which patches can be applied at all, and which chunks that are not wanted do they
@@ -161,7 +184,7 @@ pub fn choose(
         // All targets cost `packed` as chunks; count the share of the needed ones.
         let total = patch.target_bytes() as u64;
         let saved = (u128::from(patch.packed) * u128::from(needed_bytes) / u128::from(total.max(1))) as u64;
-        if needed.is_empty() || (!must && saved <= payload.saturating_add(optimize.work(patch))) {
+        if needed.is_empty() || (!must && saved <= payload.saturating_add(terms.optimize.work(patch))) {
             continue;
         }
         for id in &needed {
@@ -187,7 +210,7 @@ pub fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::patch::{TargetRun, ViewChunkId};
+    use crate::patch::{Cost, TargetRun, ViewChunkId};
 
     fn patch(bases: &[u64], targets: &[u64], packed: u64) -> SetPatch {
         patch_of(&patch_ids(bases), &patch_ids(targets), packed)
@@ -273,13 +296,36 @@ mod tests {
     fn a_view_is_packed_again_only_if_the_link_is_slower_than_packing() {
         let view = PatchChunkId::from(ViewChunkId(0));
         let mut repack = patch_of(&[view], &patch_ids(&[200]), 900);
-        repack.codec = Method::REPACK;
+        repack.codec = Method::Repack(Cost::UNSTATED).number();
         let patches = [patch_of(&patch_ids(&[1]), &[view], 0), repack];
         let offers = [Offer { patches: &patches, payloads: &[10, 10] }];
         let run = |optimize| numbers(&choose(&ids(&[200]), |id| id.0 < 100, &offers, optimize));
         assert_eq!(run(Optimize::Bytes), [(0, 0), (0, 1)]);
         assert_eq!(run(Optimize::Time { link: 1_000_000 }), [(0, 0), (0, 1)]);
         assert_eq!(run(Optimize::Time { link: 100_000_000 }), []);
+    }
+
+    #[test]
+    fn a_view_that_needs_more_memory_than_the_device_has_costs_its_chunks() {
+        let views = [0, 1].map(|n| PatchChunkId::from(ViewChunkId(n)));
+        let cost = Cost::new(100 << 20, 1_000_000).expect("a class");
+        let mut inflate = patch_of(&patch_ids(&[2]), &[views[1]], 0);
+        inflate.codec = Method::Inflate(Cost::new(1, 1).expect("a class")).number();
+        let mut repack = patch_of(&[views[0]], &patch_ids(&[200]), 900);
+        repack.codec = Method::Repack(cost).number();
+        let patches = [inflate, patch_of(&[views[1]], &[views[0]], 0), repack];
+        let offers = [Offer { patches: &patches, payloads: &[1, 10, 10] }];
+        let run = |memory| {
+            let terms = Terms { optimize: Optimize::Bytes, memory };
+            choose(&ids(&[200]), |id| id.0 < 100, &offers, terms)
+        };
+        assert_eq!(numbers(&run(128 << 20)), [(0, 0), (0, 1), (0, 2)]);
+        let without = run((128 << 20) - 1);
+        assert_eq!((numbers(&without), without.chunks), (vec![], ids(&[200])));
+        // The same view on a link that is quicker than packing at the rate of its class.
+        let slow =
+            |link| choose(&ids(&[200]), |id| id.0 < 100, &offers, Optimize::Time { link }).patches.len();
+        assert_eq!([slow(60_000), slow(1_000_000)], [3, 0]);
     }
 
     #[test]

@@ -89,6 +89,7 @@
 mod choose;
 mod chunk_id;
 mod codec;
+mod cost;
 pub mod hash_tree;
 mod matches;
 mod outline;
@@ -99,9 +100,10 @@ mod set;
 mod suffix;
 pub mod view;
 
-pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
+pub use choose::{Choice, Offer, Optimize, PatchRef, Terms, choose};
 pub use chunk_id::{PatchChunkId, ViewChunkId};
 pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
+pub use cost::Cost;
 pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

@@ -8,6 +8,7 @@
 
 use std::ops::RangeInclusive;
 
+use super::cost::{Cost, MEMORY_CLASSES};
 use super::{PatchChunkId, PatchMethod};
 use crate::ManifestId;
 use crate::bounds::{
@@ -33,35 +34,73 @@ pub enum Method {
     Buffer(PatchMethod),
     /// Unpacks packed files of the old release into their view. The payload is the unpack recipe
     /// ([`view::unpack_base`](super::view::unpack_base)), for gzip one byte. Streaming.
-    Inflate,
+    Inflate(Cost),
     /// Packs a view again ([`view::repack`](super::view::repack)). The payload is the recipe.
     /// Streaming.
-    Repack,
+    Repack(Cost),
     /// Computes a part of a hash tree from its data ([`hash_tree`](super::hash_tree)). The payload
     /// is the recipe. Streaming.
     HashTree,
 }
 
-impl Method {
-    /// Number of [`Method::Inflate`] in an index.
-    pub const INFLATE: u8 = 128;
-    /// Number of [`Method::Repack`] in an index.
-    pub const REPACK: u8 = 129;
-    /// Number of [`Method::HashTree`] in an index.
-    pub const HASH_TREE: u8 = 130;
+/// Numbers of the methods that state no cost.
+const INFLATE: u8 = 128;
+const REPACK: u8 = 129;
+const HASH_TREE: u8 = 130;
 
+/// Numbers of [`Method::Inflate`] with the first class of memory, and of [`Method::Repack`] with
+/// the first classes of memory and speed. Each class of speed has the numbers of all classes of
+/// memory.
+const INFLATE_FROM: u8 = 144;
+const REPACK_FROM: u8 = 192;
+
+impl Method {
     /// Returns the method with this number; `None` if this build does not know it.
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
-            Self::INFLATE => Some(Self::Inflate),
-            Self::REPACK => Some(Self::Repack),
-            Self::HASH_TREE => Some(Self::HashTree),
+            INFLATE => Some(Self::Inflate(Cost::UNSTATED)),
+            REPACK => Some(Self::Repack(Cost::UNSTATED)),
+            HASH_TREE => Some(Self::HashTree),
+            INFLATE_FROM..REPACK_FROM => Cost::of_classes(number - INFLATE_FROM, 0).map(Self::Inflate),
+            REPACK_FROM.. => {
+                let number = number - REPACK_FROM;
+                Cost::of_classes(number % MEMORY_CLASSES, number / MEMORY_CLASSES).map(Self::Repack)
+            }
             _ => PatchMethod::from_number(number).map(Self::Buffer),
         }
     }
 
     /// Most base chunks of a patch of a streaming method.
     pub const STREAM_BASES_MAX: u64 = VIEW_CHUNKS_MAX;
+
+    /// Number of the method in an index. The index does not state how fast packed files unpack.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Buffer(method) => method.number(),
+            Self::Inflate(cost) => cost.classes().map_or(INFLATE, |(memory, _)| INFLATE_FROM + memory),
+            Self::Repack(cost) => {
+                cost.classes().map_or(REPACK, |(memory, rate)| REPACK_FROM + rate * MEMORY_CLASSES + memory)
+            }
+            Self::HashTree => HASH_TREE,
+        }
+    }
+
+    /// Cost of a patch of the method, as the index states it.
+    pub fn cost(self) -> Cost {
+        match self {
+            Self::Inflate(cost) | Self::Repack(cost) => cost,
+            Self::Buffer(_) | Self::HashTree => Cost::UNSTATED,
+        }
+    }
+
+    /// Most memory that a patch of the method needs beside its chunks, bytes. `None` for methods
+    /// whose memory follows from the lengths of base and target.
+    pub fn memory(self) -> Option<u64> {
+        match self {
+            Self::Buffer(_) => None,
+            Self::Inflate(_) | Self::Repack(_) | Self::HashTree => Some(self.cost().memory()),
+        }
+    }
 
     /// Returns the maximum numbers of base chunks and of raw target bytes. Numbers from 128 on
     /// stand for streaming methods, known or not.
@@ -386,6 +425,20 @@ mod tests {
         index.patches.push(patch(most + 1));
         let refused = Err(SetError::Bounds("the number of base chunks"));
         assert_eq!(SetIndex::decode(&index.encode()), refused);
+    }
+
+    #[test]
+    fn every_method_has_a_number_of_its_own_and_most_numbers_are_free() {
+        let known: Vec<u8> = (0..=u8::MAX).filter(|number| Method::from_number(*number).is_some()).collect();
+        for number in &known {
+            assert_eq!(Method::from_number(*number).map(Method::number), Some(*number));
+        }
+        let of_views: Vec<u8> = [128, 129].into_iter().chain(144..=151).chain(192..=223).collect();
+        assert_eq!(known, [&[1, 2], &of_views[..]].concat());
+        let cost = Cost::new(880 << 20, 1_000_000).expect("a class");
+        assert_eq!(Method::Repack(cost).number(), 222);
+        assert_eq!(Method::Inflate(cost).number(), 150);
+        assert_eq!(Method::Repack(cost).memory(), Some(1 << 30));
     }
 
     proptest! {

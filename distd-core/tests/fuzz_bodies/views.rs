@@ -5,7 +5,7 @@ use std::io::Cursor;
 use distd_core::cut::{ReadAt, regions};
 use distd_core::patch::hash_tree::{Recipe, compute};
 use distd_core::patch::view::{
-    FORMATS, Group, Joined, Layer, RECIPE_MAX, Unpacked, find, repack, unpack, unpack_base,
+    FORMATS, Group, Joined, Layer, RECIPE_MAX, Unpacked, cost, find, repack, unpack, unpack_base,
 };
 
 use super::input::Input;
@@ -13,6 +13,9 @@ use super::memory::within;
 
 /// Longest view taken, bytes.
 const VIEW_MAX: u64 = 1 << 20;
+
+/// Most memory that a recipe may ask for, bytes: packers of a gigabyte make a fuzzer slow.
+const MEMORY_MAX: u64 = 64 << 20;
 
 /// Any unpack recipe writes at most the allowed bytes and returns how many it wrote. Memory is
 /// bounded as `patch::view` states for each format.
@@ -31,6 +34,10 @@ pub fn unpack_recipe(data: &[u8]) {
 pub fn repack_recipe(data: &[u8]) {
     let mut input = Input(data);
     let recipe = input.part();
+    // A device refuses what needs more memory than it has.
+    if cost(recipe).is_ok_and(|cost| cost.memory() > MEMORY_MAX) {
+        return;
+    }
     let mut sink = Vec::new();
     if let Ok(written) = repack(recipe, &mut input.0, &mut sink) {
         assert_eq!(written, sink.len() as u64);

@@ -14,7 +14,9 @@ use distd_core::bounds::PATCHES_MAX;
 use distd_core::cut::ReadAt;
 use distd_core::manifest::Entry;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
-use distd_core::patch::{Effort, Method, PatchChunkId, PatchMethod, SetPatch, TargetRun, decode, encode};
+use distd_core::patch::{
+    Cost, Effort, Method, PatchChunkId, PatchMethod, SetPatch, TargetRun, decode, encode, view,
+};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use tokio::sync::{RwLock, Semaphore};
@@ -69,9 +71,14 @@ struct Made {
 }
 
 impl Releases {
-    /// Unpacks the packed files of both releases. Blocks.
-    pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> std::io::Result<Self> {
-        Ok(Self { pair: Pair::new(old, new, spool)?, wrong: AtomicU64::new(0) })
+    /// Unpacks the packed files of both releases, each in at most `memory` bytes. Blocks.
+    pub(super) fn new(
+        old: StoredArtifact,
+        new: StoredArtifact,
+        spool: &Path,
+        memory: u64,
+    ) -> std::io::Result<Self> {
+        Ok(Self { pair: Pair::new(old, new, spool, memory)?, wrong: AtomicU64::new(0) })
     }
 
     fn old(&self) -> Side<'_, Viewed> {
@@ -201,7 +208,7 @@ impl Releases {
         let old = &self.pair.old;
         let inflate = |view: &View| Made {
             patch: SetPatch {
-                codec: Method::INFLATE,
+                codec: Method::Inflate(view::unpack_cost(&view.recipe).unwrap_or(Cost::UNSTATED)).number(),
                 packed: 0,
                 bases: ranges_of(old.packed_chunks(view).into_iter().map(|index| old.id(index))),
                 targets: runs_of(old, old.view_chunks(view)),
@@ -260,6 +267,8 @@ impl Releases {
     fn repacks(&self, spent: &BTreeMap<u32, f64>) -> Vec<Made> {
         let new = &self.pair.new;
         let mut made = Vec::new();
+        // Cost of the inner views so far, by the first chunk that each makes.
+        let mut inner_costs: BTreeMap<u32, f64> = BTreeMap::new();
         // A view may be made from a part of another view, such as gzip files in clusters. The
         // later, inner view has to be packed first.
         for view in new.views.iter().rev() {
@@ -271,14 +280,18 @@ impl Releases {
             let packed: u64 = packed_chunks.iter().map(cost).sum();
             let wanted =
                 new.view_chunks(view).filter(|index| self.pair.needs[*index as usize] == Need::Wanted);
-            let cost: f64 = wanted.filter_map(|index| spent.get(&index)).sum();
+            let within: f64 = inner_costs.range(new.view_chunks(view)).map(|(_, cost)| cost).sum();
+            let cost = within + wanted.filter_map(|index| spent.get(&index)).sum::<f64>();
             if !inner && cost + view.recipe.len() as f64 >= packed as f64 {
                 tracing::debug!(packed, cost, "a view saves nothing");
                 continue;
             }
+            if inner && let Some(first) = packed_chunks.first() {
+                inner_costs.insert(*first, cost + view.recipe.len() as f64);
+            }
             made.push(Made {
                 patch: SetPatch {
-                    codec: Method::REPACK,
+                    codec: Method::Repack(view::cost(&view.recipe).unwrap_or(Cost::UNSTATED)).number(),
                     packed,
                     bases: ranges_of(new.view_chunks(view).map(|index| new.id(index))),
                     targets: runs_of(new, packed_chunks.iter().copied()),
@@ -295,7 +308,7 @@ impl Releases {
         let new = &self.pair.new;
         let made = |tree: &TreePatch| Made {
             patch: SetPatch {
-                codec: Method::HASH_TREE,
+                codec: Method::HashTree.number(),
                 packed: tree.targets.clone().filter_map(|index| new.stored_len(index)).sum(),
                 bases: ranges_of(tree.bases.clone().map(|index| new.id(index))),
                 targets: runs_of(new, tree.targets.clone()),

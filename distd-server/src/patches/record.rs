@@ -77,7 +77,8 @@ impl PatchMaker {
         let new = self.ingest.manifest(&row.key.to).await?;
         let new = StoredArtifact::open(&new, &self.db, &reader, &cache).await?;
         let spool = self.spool.clone();
-        let releases = spawn_blocking(move || Releases::new(old, new, &spool).map(Arc::new));
+        let memory = self.options.memory_bytes;
+        let releases = spawn_blocking(move || Releases::new(old, new, &spool, memory).map(Arc::new));
         let releases = tokio::select! {
             releases = releases => releases.map_err(MakeError::Panicked)?.map_err(MakeError::Content)?,
             () = stop.cancelled() => return Err(MakeError::Stopped),

@@ -15,7 +15,7 @@ use distd_core::ChunkHash;
 use distd_core::bounds::VIEW_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
 use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
-use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked};
+use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked, ViewLimits};
 use distd_core::patch::{PatchChunkId, ViewChunkId};
 
 use super::artifact::StoredArtifact;
@@ -32,6 +32,8 @@ pub(super) struct Viewed {
     pub(super) views: Vec<View>,
     /// Number of views that are cut into chunks.
     cut: usize,
+    /// Offset up to which files that are packed by themselves were looked for.
+    searched: u64,
     regions: Regions,
     spans: Vec<ChunkSpan>,
     /// Ids of the chunks in the views: that of the release for a chunk which it has as well.
@@ -63,19 +65,28 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Finds packed files that changed and unpacks them on both sides. Blocks; takes some seconds
-    /// for an initrd.
+    /// Finds packed files that changed and unpacks them on both sides, each in at most `memory`
+    /// bytes. Blocks; takes some seconds for an initrd, and a minute for a kernel that is packed
+    /// with zstd's highest level.
     ///
     /// # Errors
     /// Errors of reading the releases or of writing to `spool`.
-    pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> io::Result<Self> {
+    pub(super) fn new(
+        old: StoredArtifact,
+        new: StoredArtifact,
+        spool: &Path,
+        memory: u64,
+    ) -> io::Result<Self> {
         let (old, new) = (Viewed::new(old, spool)?, Viewed::new(new, spool)?);
         let trees = tree_patches(&new.stored, &needs(&old.spans, &new.spans))?;
         let mut pair = Self { old, new, needs: Vec::new(), trees };
         let mut ids = Ids::default();
-        for layer in Layer::ALL {
-            pair.unpack(layer)?;
+        for layer in Layer::ROUNDS {
+            let found = pair.unpack(layer, memory)?;
             pair.name_views(&mut ids)?;
+            if layer == Layer::File && !found {
+                break;
+            }
         }
         let Self { old, new, .. } = &pair;
         // Chunks of a packed file come from the repacking of its view, so no other patch has to
@@ -102,24 +113,28 @@ impl Pair {
     }
 
     /// Adds the views of a layer: of packed files that changed, and of the old files of the same
-    /// names. Where a group has no view, its old files have none either: their regions keep their
-    /// names, and the packed bytes of both are paired.
-    fn unpack(&mut self, layer: Layer) -> io::Result<()> {
+    /// names. Where a file has no view, its old file has none either: their regions keep their
+    /// names, and the packed bytes of both are paired. Returns whether there were any.
+    fn unpack(&mut self, layer: Layer, memory: u64) -> io::Result<bool> {
         let before = needs(&self.old.spans, &self.new.spans);
         let new = &self.new;
-        let found = view::find(layer, new, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))?;
+        let wanted = |parts: &[Range<u64>]| new.is_fresh(parts) && Self::is_wanted(&before, new, parts);
+        let found = view::find(layer, new, &new.regions, |_, parts| wanted(parts))?;
+        let searched = [self.old.end, self.new.end];
         let mut names = BTreeSet::new();
         for group in &found.groups {
-            if self.new.add(group)? {
-                names.extend(group.files.iter().map(|file| fold(&file.name)));
-            }
+            names.extend(self.new.add(group, memory)?.iter().map(|name| fold(name)));
         }
         let old = &self.old;
-        let found = view::find(layer, old, &old.regions, |name, _| names.contains(&fold(name)))?;
+        let wanted = |name: &[u8], parts: &[Range<u64>]| old.is_fresh(parts) && names.contains(&fold(name));
+        let found = view::find(layer, old, &old.regions, wanted)?;
         for group in &found.groups {
-            self.old.add_old(group)?;
+            self.old.add_old(group, memory)?;
         }
-        Ok(())
+        if layer == Layer::File {
+            [self.old.searched, self.new.searched] = searched;
+        }
+        Ok(!names.is_empty())
     }
 
     /// Cuts the views that were added and gives their chunks ids.
@@ -168,21 +183,40 @@ impl Viewed {
     fn new(stored: StoredArtifact, spool: &Path) -> io::Result<Self> {
         let (regions, spans) = (stored.regions(), stored.spans().to_vec());
         let (end, file) = (stored.len(), tempfile::tempfile_in(spool)?);
-        Ok(Self { stored, file, end, views: Vec::new(), cut: 0, regions, spans, ids: Vec::new() })
+        Ok(Self {
+            stored,
+            file,
+            end,
+            views: Vec::new(),
+            cut: 0,
+            searched: 0,
+            regions,
+            spans,
+            ids: Vec::new(),
+        })
     }
 
     fn view_bytes(&self) -> u64 {
         self.end - self.stored.len()
     }
 
+    /// Returns whether a file lies where no file was looked for yet.
+    fn is_fresh(&self, parts: &[Range<u64>]) -> bool {
+        parts.iter().all(|part| part.start >= self.searched)
+    }
+
+    fn limits(&self, memory: u64) -> ViewLimits {
+        ViewLimits { bytes: VIEW_BYTES_MAX.saturating_sub(self.view_bytes()), memory }
+    }
+
     /// Adds the view of packed files of the new release, if they have one and it packs again.
-    fn add(&mut self, group: &Group) -> io::Result<bool> {
-        let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
+    /// Returns the names of the files with a view.
+    fn add(&mut self, group: &Group, memory: u64) -> io::Result<Vec<Vec<u8>>> {
         // A second handle: the file is read where earlier views lie, and written after them.
         let mut sink = Behind::new(&self.file, self.view_bytes());
-        let made = group.unpack(&*self, room, &mut sink)?;
+        let made = group.unpack(&*self, self.limits(memory), &mut sink)?;
         if made.recipe.is_empty() {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         let parts = made.parts(&group.files);
         let view = io::Read::take(Behind::new(&self.file, self.view_bytes()), made.view_bytes);
@@ -190,17 +224,17 @@ impl Viewed {
         let packed = Joined { artifact: self, parts: &parts };
         if !view::packs_again(&made.recipe, &mut view, &packed) {
             tracing::error!(format = group.format.name(), "a view does not pack again and is not used");
-            return Ok(false);
+            return Ok(Vec::new());
         }
+        let names = made.named(&group.files, 0).into_iter().map(|(name, _)| name).collect();
         self.push(group, made);
-        Ok(true)
+        Ok(names)
     }
 
     /// Adds the view of packed files of the old release, as far as they are sound.
-    fn add_old(&mut self, group: &Group) -> io::Result<()> {
-        let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
+    fn add_old(&mut self, group: &Group, memory: u64) -> io::Result<()> {
         let mut sink = Behind::new(&self.file, self.view_bytes());
-        let made = group.unpack_old(&*self, room, &mut sink)?;
+        let made = group.unpack_old(&*self, self.limits(memory), &mut sink)?;
         if !made.recipe.is_empty() {
             self.push(group, made);
         }

@@ -9,14 +9,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use distd_core::bounds::PATCH_BASE_BYTES_MAX;
 use distd_core::error::Chain;
 use distd_core::manifest::Entry;
-use distd_core::patch::{Choice, Method, PatchChunkId, PatchRef, SetPatch, decode};
+use distd_core::patch::{Choice, Cost, Method, PatchChunkId, PatchRef, SetPatch, decode};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
 use super::offers::Offers;
 use super::payloads::Payloads;
-use super::stream::{self, MEMORY};
+use super::stream;
 use super::transient::TransientChunks;
 use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
@@ -24,7 +24,7 @@ use crate::threads::on_all_cores;
 
 /// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than the
 /// free part waits; a patch that needs more than the whole works alone.
-const BYTES_AT_ONCE: usize = 6 << 20;
+const BYTES_AT_ONCE: u64 = 6 << 20;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -167,7 +167,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
     made.sort_unstable();
     let is_made = |id| made.binary_search(&id).is_ok();
     let next = AtomicUsize::new(0);
-    let room = Room::default();
+    let room = Rooms { buffers: Room::of(BYTES_AT_ONCE), views: Room::of(work.offers.view_memory) };
     let total = Mutex::new(Applied::default());
     let run = || -> io::Result<()> {
         // Take the patches in order, so that a patch never waits for a patch that no thread has
@@ -235,14 +235,14 @@ pub(super) struct Done {
     pub(super) wrong: BTreeSet<PatchChunkId>,
 }
 
-fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Result<Option<Done>> {
+fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Rooms) -> io::Result<Option<Done>> {
     let codec = match patch.method() {
         Some(Method::Buffer(codec)) => codec,
-        Some(method @ (Method::Inflate | Method::Repack | Method::HashTree)) => {
-            let _held = room.take(MEMORY);
+        Some(method @ (Method::Inflate(_) | Method::Repack(_) | Method::HashTree)) => {
+            let _held = room.take(method.cost());
             let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
             return match method {
-                Method::Inflate => Ok(stream::inflate(work, patch, &recipe)),
+                Method::Inflate(_) => Ok(stream::inflate(work, patch, &recipe)),
                 Method::HashTree => stream::compute(work, patch, &recipe),
                 _ => stream::repack(work, patch, &recipe),
             };
@@ -252,7 +252,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     let Some(base_bytes) = base_bytes(work, patch) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
     // The base, the target, and a window over both.
-    let _held = room.take(2 * (base_bytes + target_bytes));
+    let _held = room.buffers.take(2 * (base_bytes + target_bytes) as u64);
     let mut base = Vec::with_capacity(base_bytes);
     for id in patch.base_ids() {
         if read_base(work, id, &mut base).is_none() {
@@ -326,22 +326,45 @@ pub(super) fn read_base(work: &Work, id: PatchChunkId, out: &mut Vec<u8>) -> Opt
     work.transient.read(id, out)
 }
 
+/// Approximate memory for a view whose patch states none, in bytes (see `distd_core::patch::view`).
+/// It exceeds the room for buffers, so such a patch works alone there.
+const UNSTATED: u64 = 12 << 20;
+
+/// Memory budgets of the threads.
+struct Rooms {
+    /// For patches that work in memory.
+    buffers: Room,
+    /// For views whose patches state their memory.
+    views: Room,
+}
+
+impl Rooms {
+    fn take(&self, cost: Cost) -> Taken<'_> {
+        if cost == Cost::UNSTATED { self.buffers.take(UNSTATED) } else { self.views.take(cost.memory()) }
+    }
+}
+
 /// Memory budget in bytes, shared by the threads.
-#[derive(Default)]
 struct Room {
-    taken: Mutex<usize>,
+    max: u64,
+    taken: Mutex<u64>,
     freed: Condvar,
 }
 
 struct Taken<'r> {
     room: &'r Room,
-    bytes: usize,
+    bytes: u64,
 }
 
 impl Room {
-    fn take(&self, bytes: usize) -> Taken<'_> {
+    fn of(max: u64) -> Self {
+        Self { max, taken: Mutex::default(), freed: Condvar::new() }
+    }
+
+    /// Waits until there is room. A patch that needs more than all of it works alone.
+    fn take(&self, bytes: u64) -> Taken<'_> {
         let mut taken = lock(&self.taken);
-        while *taken > 0 && *taken + bytes > BYTES_AT_ONCE {
+        while *taken > 0 && *taken + bytes > self.max {
             taken = self.freed.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
         *taken += bytes;
@@ -378,6 +401,26 @@ mod tests {
         arrivals.base(chunk(8), true);
         arrivals.base(chunk(7), true);
         assert!(waiting.join().expect("no panic"));
+    }
+
+    #[test]
+    fn views_share_their_memory_and_one_that_needs_more_works_alone() {
+        let room = Room::of(100);
+        let (one, other) = (room.take(60), room.take(40));
+        assert_eq!(*lock(&room.taken), 100);
+        std::thread::scope(|scope| {
+            let third = scope.spawn(|| {
+                let _third = room.take(41);
+                *lock(&room.taken)
+            });
+            drop(one);
+            // Freeing 60 is what the third waits for: 40 and 41 fit.
+            assert_eq!(third.join().expect("no panic"), 81);
+        });
+        drop(other);
+        assert_eq!(*lock(&room.taken), 0);
+        let _large = room.take(1000);
+        assert_eq!(*lock(&room.taken), 1000);
     }
 
     #[test]

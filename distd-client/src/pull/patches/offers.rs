@@ -8,7 +8,7 @@ use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
-use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, choose, route};
+use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, Terms, choose, route};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
@@ -83,6 +83,8 @@ impl LinkRate {
 pub(in crate::pull) struct Offers {
     pub(in crate::pull) sets: Vec<Set>,
     aim: Aim,
+    /// Memory for views, bytes.
+    pub(super) view_memory: u64,
 }
 
 impl Offers {
@@ -101,8 +103,12 @@ impl Offers {
     }
 
     /// Fetches the indexes of the sets of a route. If one cannot be fetched, logs a warning and
-    /// returns no sets.
-    pub(in crate::pull) async fn fetch(session: &Session, route: &[PatchSetRef], aim: Aim) -> Self {
+    /// returns no sets. `view_memory` is the device's memory for views, in bytes.
+    pub(in crate::pull) async fn fetch(
+        session: &Session,
+        route: &[PatchSetRef],
+        (aim, view_memory): (Aim, u64),
+    ) -> Self {
         let mut sets = Vec::new();
         for known in route {
             match load(session, known).await {
@@ -117,7 +123,7 @@ impl Offers {
                 }
             }
         }
-        Self { sets, aim }
+        Self { sets, aim, view_memory }
     }
 
     /// Returns every chunk of a release that some patch has as base.
@@ -127,10 +133,15 @@ impl Offers {
         bases.filter_map(|range| Some(range.start().chunk()?..=range.end().chunk()?)).collect()
     }
 
-    /// Returns the patches that yield all of `wanted` (sorted), whatever they cost.
+    /// Returns the patches that yield all of `wanted` (sorted), whatever they cost in bytes and
+    /// time.
     pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
         let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
-        choose(wanted, held, &self.offered(&costs), Optimize::Bytes)
+        choose(wanted, held, &self.offered(&costs), self.terms(Optimize::Bytes))
+    }
+
+    fn terms(&self, optimize: Optimize) -> Terms {
+        Terms { optimize, memory: self.view_memory }
     }
 
     fn offered<'a>(&'a self, costs: &'a [Vec<u32>]) -> Vec<Offer<'a>> {
@@ -162,7 +173,7 @@ impl Offers {
                 body.payloads.iter().enumerate().map(cost).collect()
             })
             .collect();
-        choose(wanted, held, &self.offered(&costs), optimize)
+        choose(wanted, held, &self.offered(&costs), self.terms(optimize))
     }
 }
 

@@ -9,14 +9,10 @@ use distd_core::ChunkHash;
 use distd_core::cut::ReadAt;
 use distd_core::error::Chain;
 use distd_core::patch::view::{self, RecipeError};
-use distd_core::patch::{PatchChunkId, SetPatch, hash_tree};
+use distd_core::patch::{Cost, Method, PatchChunkId, SetPatch, hash_tree};
 
 use super::apply::{Done, Work, lock, read_base};
 use super::transient::TransientChunks;
-
-/// Approximate memory of [`inflate`] or [`repack`], in bytes (see `distd_core::patch::view`). It
-/// exceeds the memory limit of the threads, so such a patch works alone.
-pub(super) const MEMORY: usize = 12 << 20;
 
 /// Consecutive chunks read as one sequence of bytes.
 struct Joined<'w> {
@@ -102,8 +98,28 @@ impl Write for Aside<'_> {
     }
 }
 
+/// Returns whether a recipe needs no more memory than the index of the set says. Only the index was
+/// compared with this device's memory.
+fn is_within(patch: &SetPatch, cost: Result<Cost, RecipeError>) -> bool {
+    let stated = patch.method().and_then(Method::memory);
+    match cost {
+        Ok(cost) if stated.is_some_and(|stated| cost.memory() <= stated) => true,
+        Ok(cost) => {
+            tracing::debug!(bytes = cost.memory(), "a recipe needs more memory than its set says");
+            false
+        }
+        Err(error) => {
+            tracing::debug!(error = %Chain(&error), "a recipe is not sound");
+            false
+        }
+    }
+}
+
 /// Unpacks a packed file; `None` when the file is not the one that the set was made from.
 pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Done> {
+    if !is_within(patch, view::unpack_cost(recipe)) {
+        return None;
+    }
     let packed = Joined::new(work, patch.base_ids())?;
     let bytes = patch.target_bytes() as u64;
     let at = work.transient.reserve(bytes);
@@ -178,6 +194,9 @@ impl<I: Iterator<Item = (PatchChunkId, u32)>> Write for Chunked<'_, I> {
 /// # Errors
 /// The target's errors.
 pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
+    if !is_within(patch, view::cost(recipe)) {
+        return Ok(None);
+    }
     rebuild(work, patch, |base, out| view::repack(recipe, base, out))
 }
 

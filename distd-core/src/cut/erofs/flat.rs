@@ -1,5 +1,7 @@
 //! Places of the data of uncompressed files.
 
+use std::ops::Range;
+
 use erofs_rs::types::{
     Inode, LAYOUT_CHUNK_FORMAT_48BIT, LAYOUT_CHUNK_FORMAT_BITS, LAYOUT_CHUNK_FORMAT_INDEXES, Layout,
 };
@@ -43,6 +45,19 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         }
         let start = self.behind_inode(inode)?.1;
         found.add(start, start.checked_add(tail)?, RegionKind::File)
+    }
+
+    /// Returns the place of an inline tail that is too short for a region of its own, if a file has
+    /// one.
+    pub(super) fn short_tail(&self, inode: &Inode) -> Option<Range<u64>> {
+        if inode.layout() != Some(Layout::FlatInline) || inode.id() & NID_METABOX != 0 {
+            return None;
+        }
+        let size = inode.data_size();
+        let tail = size - (size.checked_sub(1)? >> self.geometry.block_bits << self.geometry.block_bits);
+        let start = self.behind_inode(inode)?.1;
+        let end = start.checked_add(tail).filter(|end| *end <= self.geometry.len)?;
+        (tail < TAIL_MIN && tail < size).then_some(start..end)
     }
 
     /// Returns the first block of a flat file; the inner `None` stands for a hole.

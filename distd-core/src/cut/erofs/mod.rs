@@ -38,7 +38,7 @@ mod index;
 mod map;
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -184,6 +184,22 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         self.walk(|path, inode| {
             let flow = PackedFile::new(self, inode, path).map(&mut visit);
             Some(flow.unwrap_or(ControlFlow::Continue(())))
+        })
+    }
+
+    /// Calls `visit` with the path of each uncompressed file whose last bytes are in no region of
+    /// it, because they are few and lie behind the inode, and with the range of these bytes.
+    ///
+    /// `None` if the image is not sound.
+    pub(crate) fn short_tails(&self, mut visit: impl FnMut(&[u8], Range<u64>)) -> Option<()> {
+        self.image.refill();
+        self.walk(|path, inode| {
+            if inode.is_file()
+                && let Some(tail) = self.short_tail(&inode)
+            {
+                visit(path, tail);
+            }
+            Some(ControlFlow::Continue(()))
         })
     }
 

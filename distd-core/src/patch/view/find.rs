@@ -5,12 +5,16 @@ use std::io;
 use std::ops::Range;
 
 use super::error::NoView;
-use super::format::{HEAD_BYTES, Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewSink};
+use super::format::{HEAD_BYTES, Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewLimits, ViewSink};
 use super::{FORMATS, clusters};
+use crate::cut::erofs::Reader;
 use crate::cut::{ReadAt, Regions};
 
 /// Smallest file worth a view, bytes.
 const PACKED_MIN: u64 = 4096;
+
+/// Shortest first part of a file that shows the format, bytes: the header of a gzip member.
+const PART_MIN: u64 = 10;
 
 /// Parts whose length is a multiple of this block size belong to a file's body; any other part is
 /// its tail.
@@ -42,10 +46,10 @@ impl Group {
     pub fn unpack<R: ReadAt + ?Sized>(
         &self,
         artifact: &R,
-        max: u64,
+        limits: impl Into<ViewLimits>,
         view: &mut dyn ViewSink,
     ) -> io::Result<Unpacked> {
-        self.format.unpack(&Packed { artifact: &artifact, files: &self.files }, max, view)
+        self.format.unpack(&Packed { artifact: &artifact, files: &self.files }, limits.into(), view)
     }
 
     /// Makes view and unpack recipe of files of an old release ([`ViewFormat::unpack_old`]).
@@ -55,10 +59,10 @@ impl Group {
     pub fn unpack_old<R: ReadAt + ?Sized>(
         &self,
         artifact: &R,
-        max: u64,
+        limits: impl Into<ViewLimits>,
         view: &mut dyn ViewSink,
     ) -> io::Result<Unpacked> {
-        self.format.unpack_old(&Packed { artifact: &artifact, files: &self.files }, max, view)
+        self.format.unpack_old(&Packed { artifact: &artifact, files: &self.files }, limits.into(), view)
     }
 }
 
@@ -67,8 +71,8 @@ impl Group {
 /// Only files whose name and parts `wanted` accepts are returned. In an image these are the files
 /// that have clusters packed by LZ4, deflate or zstd, in the order of their first parts; nothing
 /// for an artifact that is not such an image, or is damaged. Memory: 32 bytes per extent of these
-/// files. Other files are found by their first bytes, in order of name: ten bytes of each are read,
-/// at most twenty.
+/// files. Other files are found by their first [`HEAD_BYTES`] bytes, in order of name; those that
+/// may share a view ([`ViewFormat::shares`]) are in one group.
 ///
 /// # Errors
 /// Any error from reading the artifact.
@@ -93,17 +97,22 @@ pub(super) fn format_at(
     start: u64,
     len: u64,
 ) -> io::Result<Option<&'static dyn ViewFormat>> {
+    let head = head_at(artifact, start, len)?;
+    Ok(FORMATS.iter().find(|format| format.detects(&head)).copied())
+}
+
+fn head_at(artifact: &dyn ReadAt, start: u64, len: u64) -> io::Result<[u8; HEAD_BYTES]> {
     let mut head = [0; HEAD_BYTES];
     let here = usize::try_from(len).unwrap_or(HEAD_BYTES).min(HEAD_BYTES);
     artifact.read_exact_at(&mut head[..here], start)?;
-    Ok(FORMATS.iter().find(|format| format.detects(&head)).copied())
+    Ok(head)
 }
 
 /// Finds files whose first bytes show a format.
 ///
 /// A tail that lies among the inodes, before the body, is moved behind the body. If the guessed
-/// order is wrong, or a short tail has no region, the view ends early and the rest of the file
-/// becomes part of its recipe.
+/// order is wrong, the view ends early and the rest of the file becomes part of its recipe. A tail
+/// that is too short for a region is known to the format, and is in no patch.
 fn files<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
@@ -115,7 +124,13 @@ fn files<R: ReadAt + ?Sized>(
             files.entry(name).or_default().push(region.start..region.end());
         }
     }
-    let mut found = Found::default();
+    let (mut found, mut open) = (Found::default(), Open::default());
+    let mut tails = BTreeMap::new();
+    if let Some(reader) = Reader::open(artifact) {
+        let _ = reader.short_tails(|path, tail| {
+            tails.insert(path.to_vec(), tail);
+        });
+    }
     for (name, mut parts) in files {
         let len: u64 = parts.iter().map(|part| part.end - part.start).sum();
         if len < PACKED_MIN || !wanted(name, &parts) {
@@ -129,11 +144,44 @@ fn files<R: ReadAt + ?Sized>(
             parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
         }
         if let Some(format) = packed_as(artifact, &parts[0])? {
-            let files = vec![PackedFile::new(name.to_vec(), parts)];
-            found.groups.push(Group { format, files });
+            let head = head_at(&artifact, parts[0].start, parts[0].end - parts[0].start)?;
+            let tail = tails.get(name).cloned();
+            let file = PackedFile { tail, ..PackedFile::new(name.to_vec(), parts) };
+            open.add(&mut found.groups, format, &head, len, file);
         }
     }
     Ok(found)
+}
+
+/// Groups that take further files: index and packed bytes, by format and the number that the files
+/// have in common.
+#[derive(Default)]
+struct Open(BTreeMap<(&'static str, u64), (usize, u64)>);
+
+impl Open {
+    /// Adds a file of `len` packed bytes to the group for it, or to a new one.
+    fn add(
+        &mut self,
+        groups: &mut Vec<Group>,
+        format: &'static dyn ViewFormat,
+        head: &[u8],
+        len: u64,
+        file: PackedFile,
+    ) {
+        let shared = format.shares(head).filter(|(_, most)| len <= *most);
+        if let Some((number, most)) = shared
+            && let Some((index, bytes)) = self.0.get_mut(&(format.name(), number))
+            && *bytes + len <= most
+        {
+            *bytes += len;
+            groups[*index].files.push(file);
+            return;
+        }
+        if let Some((number, _)) = shared {
+            self.0.insert((format.name(), number), (groups.len(), len));
+        }
+        groups.push(Group { format, files: vec![file] });
+    }
 }
 
 fn packed_as<R: ReadAt + ?Sized>(
@@ -141,7 +189,7 @@ fn packed_as<R: ReadAt + ?Sized>(
     part: &Range<u64>,
 ) -> io::Result<Option<&'static dyn ViewFormat>> {
     let len = part.end - part.start;
-    if len < HEAD_BYTES as u64 { Ok(None) } else { format_at(&artifact, part.start, len) }
+    if len < PART_MIN { Ok(None) } else { format_at(&artifact, part.start, len) }
 }
 
 /// Makes the recipe of a packed file, and writes its view to `sink` from the current position on.

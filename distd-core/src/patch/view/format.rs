@@ -8,12 +8,13 @@ use super::error::{NoView, RecipeError};
 use super::map::ClusterMap;
 use super::parts::parts;
 use crate::cut::{ReadAt, RegionKind, len_of, read_parts};
+use crate::patch::Cost;
 
 /// Largest recipe, bytes. The recipe of a 36 MB initrd has 5 kB.
 pub const RECIPE_MAX: usize = 1 << 20;
 
-/// Bytes at the start of a file that show its format.
-pub const HEAD_BYTES: usize = 10;
+/// Bytes at the start of a file that show its format: those of the header of a kernel image.
+pub const HEAD_BYTES: usize = 0x250;
 
 /// Packed format whose content can be cut, paired, and packed again bit for bit.
 ///
@@ -37,23 +38,40 @@ pub trait ViewFormat: Debug + Sync {
     /// of [`Layer::Image`], which the image describes.
     fn detects(&self, head: &[u8]) -> bool;
 
+    /// Returns a number that files have in common if they may share a view, and the most packed
+    /// bytes of files in one view. `head` is as in [`detects`](Self::detects). `None` if each file
+    /// has a view of its own.
+    fn shares(&self, _head: &[u8]) -> Option<(u64, u64)> {
+        None
+    }
+
     /// Writes the view of packed bytes to `view` at the origin, from the current position on, and
-    /// makes the recipe that packs the view again. The view has at most `max` bytes.
+    /// makes the recipe that packs the view again.
     ///
     /// The format packs everything again and compares, so a recipe always fits.
     ///
     /// # Errors
     /// Any error from reading the artifact or writing to `view`.
-    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked>;
+    fn unpack(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked>;
 
     /// Writes the view of packed bytes of an old release to `view` at the origin, from the current
     /// position on, and makes the recipe with which a device makes the same view
-    /// ([`unpack_base`](Self::unpack_base)). The view has at most `max` bytes.
+    /// ([`unpack_base`](Self::unpack_base)).
     ///
     /// # Errors
     /// Any error from reading the artifact or writing to `view`.
-    fn unpack_old(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
-        match self.unpack_base(&[], packed, max, &mut *view) {
+    fn unpack_old(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        match self.unpack_base(&[], packed, limits.bytes, &mut *view) {
             Ok(0) => Ok(Unpacked::without(NoView::NotWorth)),
             Ok(bytes) => Ok(Unpacked::of_file(vec![self.version()], bytes)),
             Err(RecipeError::Io(error)) => Err(error),
@@ -84,6 +102,38 @@ pub trait ViewFormat: Debug + Sync {
         max: u64,
         view: &mut dyn Write,
     ) -> Result<u64, RecipeError>;
+
+    /// Returns the cost of packing by a recipe, which lacks its version byte.
+    ///
+    /// # Errors
+    /// [`RecipeError::Damaged`] for a recipe that is not sound, or needs more than any [`Cost`].
+    fn cost(&self, _recipe: &[u8]) -> Result<Cost, RecipeError> {
+        Ok(Cost::UNSTATED)
+    }
+
+    /// Returns the cost of unpacking by an unpack recipe, which lacks its version byte.
+    ///
+    /// # Errors
+    /// As [`cost`](Self::cost).
+    fn unpack_cost(&self, _recipe: &[u8]) -> Result<Cost, RecipeError> {
+        Ok(Cost::UNSTATED)
+    }
+}
+
+/// Bounds of a view that the origin makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewLimits {
+    /// Longest view, bytes.
+    pub bytes: u64,
+    /// Most memory for packing or unpacking, bytes: a file that needs more has no view.
+    pub memory: u64,
+}
+
+/// A bound of the view's length alone.
+impl From<u64> for ViewLimits {
+    fn from(bytes: u64) -> Self {
+        Self { bytes, memory: u64::MAX }
+    }
 }
 
 /// Writer of a view that may start again where the view begins.
@@ -96,7 +146,8 @@ impl<S: Write + Seek> ViewSink for S {}
 pub enum Layer {
     /// In an image that packs the content of its files. A view is the content of many files.
     Image,
-    /// In a file that is packed by itself. The file may lie in a view of an image.
+    /// In a file that is packed by itself. The file may lie in a view of an image, or of another
+    /// file.
     File,
 }
 
@@ -104,8 +155,13 @@ pub enum Layer {
 pub type Part = (u64, RegionKind, Vec<u8>);
 
 impl Layer {
-    /// All layers, in the order in which they are unpacked.
+    /// All layers.
     pub const ALL: [Self; 2] = [Self::Image, Self::File];
+
+    /// Layers in the order in which they are unpacked: the image, then files three deep. A module
+    /// in an initrd is two deep. A further file is looked for only in the views of the round before
+    /// it, and no round follows one that found nothing.
+    pub const ROUNDS: [Self; 4] = [Self::Image, Self::File, Self::File, Self::File];
 
     /// Returns whether a view takes over the names of the packed regions, because the view
     /// resembles the old content and the packed bytes do not.
@@ -144,12 +200,15 @@ pub struct PackedFile {
     pub parts: Vec<Range<u64>>,
     /// Description of the file's clusters, in an image.
     pub(super) clusters: Option<ClusterMap>,
+    /// Range of the file's last bytes, if no region of it has them: a view needs them, but they are
+    /// neither packed nor unpacked.
+    pub(super) tail: Option<Range<u64>>,
 }
 
 impl PackedFile {
     /// Describes a file that is packed by itself.
     pub fn new(name: Vec<u8>, parts: Vec<Range<u64>>) -> Self {
-        Self { name, parts, clusters: None }
+        Self { name, parts, clusters: None, tail: None }
     }
 }
 

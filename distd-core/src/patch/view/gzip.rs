@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::error::RecipeError;
-use super::format::{Packed, Unpacked, ViewFormat, ViewSink};
+use super::format::{Packed, Unpacked, ViewFormat, ViewLimits, ViewSink};
 use super::pieces::{self, PieceKinds, Pieces};
 use crate::cut::ReadAt;
 use crate::cut::gzip::{TRAILER, header, is_magic, stream};
@@ -26,8 +26,13 @@ impl ViewFormat for Gzip {
         is_magic(head)
     }
 
-    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
-        pieces::unpack(self.version(), members, packed, max, view)
+    fn unpack(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        pieces::unpack(self.version(), members, packed, limits.bytes, view)
     }
 
     fn repack(&self, recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {

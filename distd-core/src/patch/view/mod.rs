@@ -4,7 +4,8 @@
 //! belong to two layers ([`Layer`]):
 //! - files packed by themselves: gzip members (an initrd, a changelog), whose view is the
 //!   concatenated plain text of the members; zip archives and PNG files, whose view has the plain
-//!   text of each deflate stream in its place between the other bytes;
+//!   text of each deflate stream in its place between the other bytes; xz and zstd streams, in
+//!   files, kernel images and behind archives;
 //! - images: the files of an EROFS image that the image packs by LZ4, deflate or zstd; one view is
 //!   the content of many files.
 //!
@@ -12,7 +13,7 @@
 //! release are paired like any other bytes. While a patch set is applied, the device rebuilds the
 //! new view, packs it again and writes the result. A gzip file within such an image has a view
 //! within a view: packing the gzip file's view makes the file's bytes in the view of the clusters,
-//! and packing that view makes the clusters.
+//! and packing that view makes the clusters. Files lie three deep at most ([`Layer::ROUNDS`]).
 //!
 //! The origin finds packed files ([`find`]), makes recipes ([`Group::unpack`]) and offers only
 //! those that it has tried with the code that the device runs ([`packs_again`]). A device packs
@@ -23,7 +24,10 @@
 //! [`PIECE_PLAIN_MAX`] of plain text, and the packer's own state: 8 MB in all to pack the reference
 //! initrd (130 MB of view), 10 MB to take it apart. Memory for clusters: the content of the longest
 //! cluster and the packer's state. With LZ4, whose packer has 1.2 MB of state, this is 14 MB at
-//! most; zstd's slowest level takes up to 20 MB more.
+//! most; zstd's slowest level takes up to 20 MB more. Memory for xz and zstd streams follows from
+//! their settings: 13 MB for a kernel module, 770 MB for a kernel that is packed with zstd's
+//! highest level. Their recipes state it as a [`Cost`], and a device chooses by it
+//! ([`choose`](super::choose())).
 //!
 //! To add a format: CONTRIBUTING.md, "To add …".
 
@@ -38,21 +42,38 @@ mod map;
 mod parts;
 mod pieces;
 mod png;
+mod reader;
+mod streams;
+mod transparency;
 mod zip;
 
 use std::io::{self, Read, Write};
 
+use super::Cost;
 use crate::cut::ReadAt;
 
 pub use crate::cut::Joined;
 pub use error::{NoView, RecipeError};
 pub use find::{Found, Group, find, unpack};
-pub use format::{HEAD_BYTES, Layer, Packed, PackedFile, Part, RECIPE_MAX, Unpacked, ViewFormat, ViewSink};
+pub use format::{
+    HEAD_BYTES, Layer, Packed, PackedFile, Part, RECIPE_MAX, Unpacked, ViewFormat, ViewLimits, ViewSink,
+};
 pub use parts::parts;
 pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
+pub use transparency::{Opaque, Transparency, ViewFile, transparency};
 
 /// All formats with views.
-pub static FORMATS: &[&dyn ViewFormat] = &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY];
+pub static FORMATS: &[&dyn ViewFormat] = &[
+    &gzip::Gzip,
+    &zip::Zip,
+    &png::Png,
+    &clusters::LZ4,
+    &clusters::ANY,
+    &streams::XZ,
+    &streams::ZSTD,
+    &streams::KERNEL,
+    &streams::ARCHIVE,
+];
 
 /// Packs a view again: reads the view once, in order, and writes the packed bytes to `packed`.
 /// Returns their number.
@@ -90,6 +111,24 @@ pub fn unpack_base<R: ReadAt + ?Sized>(
             .unwrap_or(first),
     };
     format.unpack_base(recipe, &packed, max, view)
+}
+
+/// Returns the cost of packing by a recipe.
+///
+/// # Errors
+/// [`RecipeError::Damaged`] for a recipe that is not sound, or needs more than any [`Cost`].
+pub fn cost(recipe: &[u8]) -> Result<Cost, RecipeError> {
+    let (mut formats, recipe) = formats_of(recipe)?;
+    formats.next().ok_or(UNKNOWN)?.cost(recipe)
+}
+
+/// Returns the cost of unpacking by an unpack recipe.
+///
+/// # Errors
+/// As [`cost`].
+pub fn unpack_cost(recipe: &[u8]) -> Result<Cost, RecipeError> {
+    let (mut formats, recipe) = formats_of(recipe)?;
+    formats.next().ok_or(UNKNOWN)?.unpack_cost(recipe)
 }
 
 /// Returns whether [`repack`], which devices run as well, makes exactly `packed` from `view`.

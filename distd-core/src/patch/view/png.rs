@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use super::error::RecipeError;
-use super::format::{HEAD_BYTES, Packed, Unpacked, ViewFormat, ViewSink};
+use super::format::{HEAD_BYTES, Packed, Unpacked, ViewFormat, ViewLimits, ViewSink};
 use super::frames::{IDAT, frame_digest};
 use super::pieces::{self, PieceKinds, Pieces, STREAMS_VERSION, copy};
 use crate::cut::{ReadAt, gzip};
@@ -47,8 +47,13 @@ impl ViewFormat for Png {
         head.starts_with(MAGIC)
     }
 
-    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
-        pieces::unpack(self.version(), take_apart, packed, max, view)
+    fn unpack(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        pieces::unpack(self.version(), take_apart, packed, limits.bytes, view)
     }
 
     fn repack(&self, recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {

@@ -72,7 +72,7 @@ fn find_in<R: ReadAt + ?Sized>(
             .and_then(|()| check(&map, &name, &parts, regions));
         if wanted(&name, &parts) {
             match result {
-                Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map) }),
+                Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map), tail: None }),
                 Err(why) => found.without.push((name, why)),
             }
         }
@@ -184,7 +184,7 @@ mod tests {
             window_bits: 0,
             pieces: Vec::new(),
         };
-        PackedFile { name: Vec::new(), parts: Vec::new(), clusters: Some(clusters) }
+        PackedFile { name: Vec::new(), parts: Vec::new(), clusters: Some(clusters), tail: None }
     }
 
     #[test]

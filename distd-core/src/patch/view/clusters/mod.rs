@@ -87,11 +87,11 @@ pub(super) use files::find;
 use std::io::{self, Read, Write};
 
 use super::error::{NoView, RecipeError};
-use super::format::{Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewSink};
+use super::format::{Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewLimits, ViewSink};
 use super::map::ClusterMap;
+use super::reader::Reader;
 use crate::cut::ReadAt;
 use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, EXTENT_BYTES_MAX};
-use crate::proto::take_varint;
 
 /// Clusters packed by LZ4 alone.
 pub(super) static LZ4: Clusters = Clusters { form: Form::Lz4, name: "erofs-lz4" };
@@ -141,12 +141,22 @@ impl ViewFormat for Clusters {
         false
     }
 
-    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
-        make::unpack(self.form, packed, max, view)
+    fn unpack(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        make::unpack(self.form, packed, limits.bytes, view)
     }
 
-    fn unpack_old(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
-        old::unpack(self.form, packed, max, view)
+    fn unpack_old(
+        &self,
+        packed: &Packed<'_>,
+        limits: ViewLimits,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        old::unpack(self.form, packed, limits.bytes, view)
     }
 
     fn repack(&self, recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {
@@ -190,33 +200,7 @@ fn number_of(coding: Coding) -> u8 {
     CODINGS.iter().find(|(_, known)| *known == coding).map_or(u8::MAX, |(number, _)| *number)
 }
 
-/// Reader of the fields of a recipe or an unpack recipe.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let (first, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*first)
-    }
-
-    fn expect_byte(&mut self) -> Result<u8, RecipeError> {
-        self.byte().ok_or(RecipeError::Damaged("it ends early"))
-    }
-
-    fn number(&mut self) -> Result<u64, RecipeError> {
-        take_varint(&mut self.0).ok_or(RecipeError::Damaged("it ends early"))
-    }
-
-    /// Reads a number from 1 to `max`.
-    fn within(&mut self, max: u64) -> Result<usize, RecipeError> {
-        let number = self.number()?;
-        if number == 0 || number > max {
-            return Err(RecipeError::Damaged("a number is out of bounds"));
-        }
-        usize::try_from(number).map_err(|_| RecipeError::Damaged("a number is out of bounds"))
-    }
-
+impl Reader<'_> {
     fn coding(&mut self) -> Result<Coding, RecipeError> {
         let number = self.expect_byte()?;
         let known = CODINGS.iter().find(|(known, _)| *known == number);
@@ -226,11 +210,5 @@ impl<'a> Reader<'a> {
     /// Reads the length of a cluster in bytes.
     fn cluster(&mut self) -> Result<usize, RecipeError> {
         self.within(CLUSTER_BYTES_MAX)
-    }
-
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], RecipeError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(RecipeError::Damaged("it ends early"))?;
-        self.0 = rest;
-        Ok(taken)
     }
 }
