@@ -285,3 +285,64 @@ fn a_zip_and_a_picture_in_an_image_are_updated_by_what_changed_inside() {
         update.json
     );
 }
+
+/// Makes an initrd of two files in a directory: an archive with a module that is packed with xz,
+/// and behind it a packed archive with another one. Beside it a third file, packed with a
+/// dictionary of 8 MiB.
+const INITRD: &str = r"
+import gzip, lzma, pathlib, sys
+plain, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+def xz(name, dictionary):
+    filters = [{'id': lzma.FILTER_LZMA2, 'preset': 6, 'dict_size': dictionary}]
+    return lzma.compress((plain / name).read_bytes(), lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=filters)
+def padded(data, to):
+    return data + bytes(-len(data) % to)
+def member(path, data):
+    numbers = {6: len(data), 11: len(path) + 1}
+    header = b'070701' + b''.join(b'%08X' % numbers.get(n, 0) for n in range(13))
+    return padded(header + path + bytes(1), 4) + padded(data, 4)
+def archive(path, data):
+    return padded(member(path, data) + member(b'TRAILER!!!', b''), 512)
+behind = gzip.compress(archive(b'lib/two.ko.xz', xz('two', 1 << 20)), 9, mtime=0)
+(out / 'initrd.img').write_bytes(archive(b'lib/one.ko.xz', xz('one', 1 << 20)) + behind)
+(out / 'large.xz').write_bytes(xz('three', 8 << 20))
+";
+
+#[test]
+fn modules_in_an_initrd_are_updated_by_their_content_as_far_as_the_device_has_memory() {
+    let lab = lab();
+    let mut rng = distd_tests::Rng::new(27);
+    let (plain, tree) = (lab.path("plain"), lab.path("tree"));
+    fs::create_dir_all(&plain).expect("create a directory");
+    artifacts::system_tree(&tree, 20, &mut rng);
+    let lengths = [("one", 900_000), ("two", 700_000), ("three", 600_000)];
+    let mut files = lengths.map(|(name, len)| (name, rng.text(len)));
+    let [v1, v2] = ["1", "2"].map(|version| {
+        for (name, bytes) in &mut files {
+            fs::write(plain.join(name), &bytes).expect("write a file");
+            bytes.splice(1000..1000, *b"something new");
+        }
+        let mut python = Command::new("python3");
+        assert!(python.args(["-c", INITRD]).args([&plain, &tree]).status().expect("run python3").success());
+        let image = lab.path(&format!("v{version}.erofs"));
+        artifacts::erofs(&tree, &image, &[]);
+        image
+    });
+    let packed = |name: &str| fs::metadata(tree.join(name)).expect("a file").len();
+    let (initrd, large) = (packed("initrd.img"), packed("large.xz"));
+    let update = updated(&lab, &v1, &v2);
+    let wire = update.number("wire_bytes");
+    assert!(wire * 4 < initrd + large, "{wire} of {initrd} and {large}: {}", update.json);
+
+    // Packing with a dictionary of 8 MiB takes more than 64 MiB of memory, with 1 MiB it takes 16.
+    let (out, slot) = (lab.path("small").display().to_string(), lab.path("d1-slot").display().to_string());
+    let args =
+        ["pull", "os@2", "--optimize", "bytes", "--view-memory-mib", "64", "--out", &out, "--seed", &slot];
+    fs::remove_file(lab.path("out")).expect("remove the release");
+    fs::remove_file(lab.path("out.distd")).expect("remove its manifest");
+    let small = lab.device("d1", &args).ok();
+    assert!(same(Path::new(&out), &v2));
+    assert_eq!(small.number("patches_failed"), 0, "{}", small.json);
+    let more = small.number("wire_bytes") - wire;
+    assert!(more > large / 2 && more < large + initrd / 4, "{more} of {large}: {}", small.json);
+}
