@@ -502,6 +502,15 @@ fn recipes_that_ask_for_too_much_are_refused() {
     // Packers of 1.7 GiB for a byte each.
     let many = [&[5][..], &[2, 1, 6, 93, 1, 0x21, 1, 30].repeat(100)].concat();
     refused(&many);
+    // Numbers of four bytes; the longest tail that is cut has 4096 bytes.
+    let number = |number: u32| (0x8000_0000 | number).to_be_bytes();
+    let cut = |dropped| [&[5, 6, 0][..], &number(dropped), &[5, 1]].concat();
+    assert!(cost(&cut(4096)).is_ok());
+    refused(&cut(4097));
+    // Zeros and content of more than 2 GiB.
+    let zeros = [&[5][..], &number(1 << 29)].concat();
+    assert!(cost(&[&[5][..], &zeros.repeat(4)].concat()).is_ok());
+    refused(&[&[5][..], &zeros.repeat(5)].concat());
     assert!(unpack_cost(&[5, 2, 60, 1, 0x21, 1, 30]).is_ok_and(|cost| cost.memory() == 256 << 20));
     assert!(unpack_cost(&[5, 2, 60, 1, 0x21, 1, 32]).is_err() && unpack_cost(&[5, 3, 60, 28]).is_err());
 }

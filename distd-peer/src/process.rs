@@ -2,6 +2,7 @@
 //! signals that end a daemon.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,6 +47,21 @@ pub async fn told_to_end() -> std::io::Result<()> {
         result = tokio::signal::ctrl_c() => result,
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// Returns the memory that the control group of this process allows it, bytes; [`u64::MAX`] without
+/// a bound. Groups of version 1 are not looked at.
+pub fn memory_bound() -> u64 {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let Some(own) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return u64::MAX };
+    let root = Path::new("/sys/fs/cgroup");
+    let bounds = root
+        .join(own)
+        .ancestors()
+        .take_while(|at| at.starts_with(root))
+        .filter_map(|at| std::fs::read_to_string(at.join("memory.max")).ok()?.trim().parse::<u64>().ok())
+        .min();
+    bounds.unwrap_or(u64::MAX)
 }
 
 /// Raises the limit on open files to the highest value the system allows this process: each of

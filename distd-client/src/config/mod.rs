@@ -67,7 +67,7 @@ const DAY_SECONDS: u64 = 24 * 60 * 60;
 const VIEW_MEMORY_PART: u128 = 4;
 
 /// Least default for the memory for views, bytes.
-const VIEW_MEMORY_MIN: u64 = 64 << 20;
+const VIEW_MEMORY_MIN: u64 = 16 << 20;
 
 /// Default port of an agent.
 const AGENT_PORT: u16 = 4434;
@@ -221,7 +221,8 @@ impl Values {
                 let memory = rustix::system::sysinfo();
                 // The number of units is a machine word.
                 let physical = u128::from(memory.totalram) * u128::from(memory.mem_unit);
-                u64::try_from(physical / VIEW_MEMORY_PART).unwrap_or(u64::MAX).max(VIEW_MEMORY_MIN)
+                let most = physical.min(distd_peer::process::memory_bound().into());
+                u64::try_from(most / VIEW_MEMORY_PART).unwrap_or(u64::MAX).max(VIEW_MEMORY_MIN)
             },
             |mebibytes| mebibytes << 20,
         )

@@ -146,7 +146,7 @@ pub const TABLE: Table<Values> = Table {
             variable: "DISTD_VIEW_MEMORY_MIB",
             value: "MIB",
             several: false,
-            default: "a quarter of the memory, at least 64",
+            default: "a quarter of the memory, at least 16",
             help: "Memory for packing files again while patches are applied. A file that needs more is fetched in \
                    chunks instead",
             set: |s, text| number(text, 16..=1 << 20).map(|mib| s.view_memory_mib = Some(mib)),

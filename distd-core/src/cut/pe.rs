@@ -61,15 +61,16 @@ pub(super) fn is_pe<R: ReadAt + ?Sized>(artifact: &R) -> bool {
 /// Unified kernel images among the files of a file system.
 pub(super) struct KernelImages {
     left: u32,
-}
-
-impl Default for KernelImages {
-    fn default() -> Self {
-        Self { left: FILES_MAX }
-    }
+    /// Bytes of such files that may still be read: files may share their blocks.
+    bytes_left: u64,
 }
 
 impl KernelImages {
+    /// Begins with a file system of `len` bytes.
+    pub(super) fn new(len: u64) -> Self {
+        Self { left: FILES_MAX, bytes_left: len }
+    }
+
     /// Replaces the runs of a file, added to `found` since `mark` in file order, by the runs of its
     /// sections, and names them. Returns whether it did; if not, the file's runs are as before.
     ///
@@ -91,8 +92,9 @@ impl KernelImages {
         if parts.is_empty() || parts.len() > PARTS_MAX {
             return Some(false);
         }
-        self.left -= 1;
         let whole = len_of(&parts);
+        let Some(bytes_left) = self.bytes_left.checked_sub(whole) else { return Some(false) };
+        (self.left, self.bytes_left) = (self.left - 1, bytes_left);
         let own = within(&parts, 0..size.min(whole));
         let Some(pieces) = pieces(&Joined { artifact, parts: &own }, budget) else { return Some(false) };
         found.take_back(mark);

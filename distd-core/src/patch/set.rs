@@ -433,8 +433,8 @@ mod tests {
         for number in &known {
             assert_eq!(Method::from_number(*number).map(Method::number), Some(*number));
         }
-        let of_views: Vec<u8> = [128, 129].into_iter().chain(144..=151).chain(192..=223).collect();
-        assert_eq!(known, [&[1, 2], &of_views[..]].concat());
+        let streaming: Vec<u8> = [128, 129, 130].into_iter().chain(144..=151).chain(192..=223).collect();
+        assert_eq!(known, [&[1, 2], &streaming[..]].concat());
         let cost = Cost::new(880 << 20, 1_000_000).expect("a class");
         assert_eq!(Method::Repack(cost).number(), 222);
         assert_eq!(Method::Inflate(cost).number(), 150);

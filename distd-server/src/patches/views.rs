@@ -21,6 +21,9 @@ use distd_core::patch::{PatchChunkId, ViewChunkId};
 use super::artifact::StoredArtifact;
 use super::trees::{TreePatch, tree_patches};
 
+/// Memory for packing a file that lies in a view, bytes: as much as every device has.
+const INNER_MEMORY: u64 = 16 << 20;
+
 /// Release followed by its views.
 #[derive(Debug)]
 pub(super) struct Viewed {
@@ -123,6 +126,11 @@ impl Pair {
         let searched = [self.old.end, self.new.end];
         let mut names = BTreeSet::new();
         for group in &found.groups {
+            // A device that cannot pack a file within a view again cannot use the view either, since
+            // the file's chunks come from nowhere else.
+            let is_inner =
+                group.files.iter().flat_map(|file| &file.parts).any(|part| self.new.is_inner_part(part));
+            let memory = if is_inner { memory.min(INNER_MEMORY) } else { memory };
             names.extend(self.new.add(group, memory)?.iter().map(|name| fold(name)));
         }
         let old = &self.old;
@@ -331,9 +339,14 @@ impl Viewed {
         view.parts.iter().flat_map(|part| self.chunks_in(part)).collect()
     }
 
+    /// Whether a part of a packed file lies in a view.
+    fn is_inner_part(&self, part: &Range<u64>) -> bool {
+        part.start >= self.stored.len()
+    }
+
     /// Whether the view's packed file is itself part of a view.
     pub(super) fn is_inner(&self, view: &View) -> bool {
-        view.parts.iter().any(|part| part.start >= self.stored.len())
+        view.parts.iter().any(|part| self.is_inner_part(part))
     }
 
     /// Indices of the chunks of a view.

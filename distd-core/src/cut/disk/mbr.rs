@@ -54,8 +54,8 @@ fn logical<R: ReadAt + ?Sized>(
     partitions: &mut Vec<Partition>,
 ) -> Option<()> {
     let mut at = extended.start;
-    // Tables lie one behind the other in the order of the chain, so that it ends.
-    loop {
+    // Tables lie one behind the other in the order of the chain, so that it ends; some may be empty.
+    for _ in 0..=PARTITIONS_MAX {
         let [first, next, ..] = table(artifact, at)?;
         if let Some(entry) = first {
             if partitions.len() == PARTITIONS_MAX {
@@ -70,6 +70,7 @@ fn logical<R: ReadAt + ?Sized>(
         }
         at = next;
     }
+    None
 }
 
 fn partition<R: ReadAt + ?Sized>(artifact: &R, entry: &Entry, base: u64) -> Option<Partition> {

@@ -212,7 +212,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
 
     fn regions(&self, artifact: &'a R, budget: &mut Budget) -> Option<Regions> {
         let mut found = Found::new(self.geometry.len);
-        let mut kernels = pe::KernelImages::default();
+        let mut kernels = pe::KernelImages::new(self.geometry.len);
         self.walk(|path, inode| {
             let mark = found.mark();
             let mut is_named = false;

@@ -1,7 +1,7 @@
 //! Directories.
 
-use super::FileSystem;
 use super::inode::Inode;
+use super::{FileSystem, HELD_BYTES};
 use crate::cut::ReadAt;
 use crate::cut::bytes::{u16_at, u32_at};
 
@@ -30,7 +30,12 @@ impl<R: ReadAt + ?Sized> FileSystem<'_, R> {
         for run in self.runs(directory)? {
             for block in run.block..run.block + run.count {
                 match self.block(block) {
-                    Some(block) => parse(&block, &mut entries),
+                    Some(block) => {
+                        let before = entries.len();
+                        parse(&block, &mut entries);
+                        let held: usize = entries[before..].iter().map(|entry| entry.name.len()).sum();
+                        self.hold(held + (entries.len() - before) * HELD_BYTES as usize)?;
+                    }
                     None if self.is_exhausted() => return None,
                     None => return Some(entries),
                 }

@@ -50,6 +50,10 @@ const DEPTH_MAX: usize = 512;
 /// system and in addition. A sound one needs less than one for each byte.
 const WORK_PER_BYTE: u64 = 2;
 const WORK_FLOOR: u64 = 16 << 20;
+const WORK_CEILING: u64 = 4 << 30;
+
+/// Memory that an entry or a pending directory takes beside its name, bytes.
+const HELD_BYTES: u64 = 64;
 
 /// Shortest file that is a region of its own, bytes. Sending shorter data again costs about as much
 /// as an entry in the manifest.
@@ -59,7 +63,7 @@ const FILE_MIN: u64 = 256;
 pub(super) fn regions<R: ReadAt + ?Sized>(volume: &R, budget: &mut Budget) -> Option<Regions> {
     let mut fs = FileSystem::open(volume)?;
     let mut found = Found::new(volume.len());
-    let mut kernels = KernelImages::default();
+    let mut kernels = KernelImages::new(volume.len());
     let mut seen_files = BTreeSet::from([JOURNAL]);
     let mut seen_dirs = BTreeSet::from([ROOT]);
     let mut pending = vec![(Vec::new(), 0, ROOT)];
@@ -77,6 +81,7 @@ pub(super) fn regions<R: ReadAt + ?Sized>(volume: &R, budget: &mut Budget) -> Op
             if inode.is_dir() {
                 // A directory has one parent.
                 if depth < DEPTH_MAX && name.len() <= PATH_BYTES_MAX && seen_dirs.insert(entry.inode) {
+                    fs.hold(name.len())?;
                     pending.push((name, depth + 1, entry.inode));
                 }
             } else if inode.is_file() && inode.size >= FILE_MIN && seen_files.insert(entry.inode) {
@@ -140,7 +145,7 @@ impl<'v, R: ReadAt + ?Sized> FileSystem<'v, R> {
             inode_bytes,
             descriptor_bytes,
             descriptors: u64::from(u32_at(&raw, 20)) + 1,
-            work: used.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_FLOOR),
+            work: used.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_FLOOR).min(WORK_CEILING),
         })
     }
 
@@ -157,6 +162,12 @@ impl<'v, R: ReadAt + ?Sized> FileSystem<'v, R> {
             return None;
         }
         self.volume.read_exact_at(buf, offset).ok()
+    }
+
+    /// Counts bytes of memory that are held for a name as work. `None` when that is too much.
+    fn hold(&mut self, bytes: usize) -> Option<()> {
+        self.work = self.work.checked_sub(bytes as u64 + HELD_BYTES)?;
+        Some(())
     }
 
     /// Returns whether the file system has asked for too much work.

@@ -48,7 +48,7 @@ impl Names {
             return Entry::End;
         }
         if raw[0] == 0xE5 {
-            self.units.clear();
+            (self.units, self.next) = (Vec::new(), 0);
             return Entry::None;
         }
         let attributes = raw[11];
@@ -81,7 +81,7 @@ impl Names {
             return;
         }
         let start = (usize::from(number) - 1) * LONG_CHARS.len();
-        for (unit, at) in self.units[start..].iter_mut().zip(LONG_CHARS) {
+        for (unit, at) in self.units.iter_mut().skip(start).zip(LONG_CHARS) {
             *unit = u16_at(raw, at);
         }
         self.next -= 1;
@@ -89,8 +89,8 @@ impl Names {
 
     /// Returns the long name that the parts make for a short entry, if they are whole.
     fn take(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
-        let units = std::mem::take(&mut self.units);
-        if units.is_empty() || self.next != 0 || checksum(&raw[..11]) != self.checksum {
+        let (units, parts_left) = (std::mem::take(&mut self.units), std::mem::take(&mut self.next));
+        if units.is_empty() || parts_left != 0 || checksum(&raw[..11]) != self.checksum {
             return None;
         }
         let units = units.into_iter().take_while(|unit| *unit != 0 && *unit != 0xFFFF);
@@ -159,6 +159,21 @@ mod tests {
         assert_eq!(names.entry(&short(of, 0)), file("LINUX-~1.EFI"), "a part is missing");
         names.entry(&long(0x41, "x", b"ANOTHER EFI"));
         assert_eq!(names.entry(&short(of, 0)), file("LINUX-~1.EFI"), "the parts are of another entry");
+    }
+
+    #[test]
+    fn a_part_without_its_beginning_makes_no_name() {
+        let of = b"LINUX-~1EFI";
+        let mut deleted = short(of, 0);
+        deleted[0] = 0xE5;
+        for between in [deleted, short(b"README     ", 0)] {
+            let mut names = Names::default();
+            names.entry(&long(0x43, "behind", of));
+            names.entry(&between);
+            assert_eq!(names.entry(&long(2, "linux-6.12.11", of)), Entry::None);
+            assert_eq!(names.entry(&long(1, "linux-6.12.11", of)), Entry::None);
+            assert_eq!(names.entry(&short(of, 0)), file("LINUX-~1.EFI"));
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) fn regions<R: ReadAt + ?Sized>(volume: &R, budget: &mut Budget) -> Op
         volume,
         clusters: Clusters::new(layout.clusters),
         found: Found::new(volume.len()),
-        kernels: KernelImages::default(),
+        kernels: KernelImages::new(volume.len()),
         layout,
         table,
     };
@@ -150,6 +150,8 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
             vec![self.layout.root.clone()]
         };
         let mut pending = vec![Pending { path: Vec::new(), depth: 0, parts: root }];
+        // Paths that are held take no more memory than the volume has bytes.
+        let mut held = self.volume.len().saturating_add(1 << 20);
         while let Some(directory) = pending.pop() {
             let mut names = Names::default();
             let mut raw = vec![0; dir::ENTRY * 128];
@@ -168,6 +170,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
                                 let parts = self.chain(cluster, u64::MAX)?;
                                 let path = join(&directory.path, &name);
                                 if !parts.is_empty() && path.len() <= PATH_BYTES_MAX {
+                                    held = held.checked_sub(path.len() as u64 + 64)?;
                                     pending.push(Pending { path, depth: directory.depth + 1, parts });
                                 }
                             }
@@ -241,7 +244,7 @@ impl<R: ReadAt + ?Sized> Walk<'_, R> {
                 // Behind the end of a file, the rest of its last cluster.
                 let number = (at - layout.data) / layout.cluster_bytes;
                 let taken = clusters.is_taken(number);
-                let behind = clusters.run_end(number);
+                let behind = clusters.run_end(number, (end - layout.data).div_ceil(layout.cluster_bytes));
                 let to = (layout.data + behind * layout.cluster_bytes).min(end);
                 let kind = if taken { RegionKind::Metadata } else { RegionKind::Plain };
                 out.push(to - at, kind, None);

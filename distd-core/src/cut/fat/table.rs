@@ -8,6 +8,9 @@ use crate::cut::bytes::{u16_at, u32_at};
 /// Bytes of the table kept in memory. Chains mostly go forward.
 const WINDOW: u64 = 64 << 10;
 
+/// Number of times that the table may be read. Fragmented files jump in it, but mostly by little.
+const LOADS: u64 = 256;
+
 /// Table of the next cluster of each cluster.
 pub(super) struct Table<'v, R: ?Sized> {
     volume: &'v R,
@@ -16,12 +19,15 @@ pub(super) struct Table<'v, R: ?Sized> {
     window: Vec<u8>,
     /// Offset in the table of the window.
     from: u64,
+    /// Bytes that may still be loaded. A chain may jump from one end of the table to the other.
+    left: u64,
 }
 
 impl<'v, R: ReadAt + ?Sized> Table<'v, R> {
     /// Opens the table in `range`, whose entries have `bits` bits; `None` if it cannot be read.
     pub(super) fn new(volume: &'v R, range: Range<u64>, bits: u8) -> Option<Self> {
-        let mut table = Self { volume, range, bits, window: Vec::new(), from: 0 };
+        let mut table = Self { volume, range, bits, window: Vec::new(), from: 0, left: 0 };
+        table.left = LOADS * (table.range.end - table.range.start) + (1 << 20);
         table.load(0)?;
         Some(table)
     }
@@ -31,6 +37,7 @@ impl<'v, R: ReadAt + ?Sized> Table<'v, R> {
         // An entry of 12 bits may lie on both sides of a border.
         self.from = (at / WINDOW * WINDOW).min(len.saturating_sub(1));
         self.window.resize((len - self.from).min(WINDOW + 1) as usize, 0);
+        self.left = self.left.checked_sub(self.window.len() as u64)?;
         self.volume.read_exact_at(&mut self.window, self.range.start + self.from).ok()
     }
 
@@ -88,11 +95,12 @@ impl Clusters {
         index < self.count && self.taken[index as usize / 64] >> (index % 64) & 1 == 1
     }
 
-    /// Returns the index behind the run of clusters that are taken, or not, as `index` is.
-    pub(super) fn run_end(&self, index: u64) -> u64 {
+    /// Returns the index behind the run of clusters that are taken, or not, as `index` is; the run
+    /// is followed up to `until`.
+    pub(super) fn run_end(&self, index: u64, until: u64) -> u64 {
         let taken = self.is_taken(index);
         let mut end = index + 1;
-        while end < self.count && self.is_taken(end) == taken {
+        while end < self.count.min(until) && self.is_taken(end) == taken {
             // Whole words of equal bits are passed at once.
             let word = self.taken[end as usize / 64];
             let whole = end.is_multiple_of(64) && word == if taken { u64::MAX } else { 0 };

@@ -96,7 +96,10 @@ pub fn compute(recipe: &[u8], base: &mut dyn Read, out: &mut dyn Write) -> Resul
         })?;
         return Ok(written);
     }
-    let mut levels: Vec<Vec<u8>> = vec![Vec::new()];
+    let lowest_blocks = recipe.format.levels(recipe.blocks)[0];
+    // The bounds of the recipe hold for its levels together.
+    let mut levels: Vec<Vec<u8>> =
+        vec![Vec::with_capacity((lowest_blocks << recipe.format.hash_bits) as usize)];
     lowest(&recipe, &hasher, base, |block| {
         levels[0].extend_from_slice(block);
         Ok(())

@@ -63,6 +63,8 @@ impl Tree {
 pub fn find<R: ReadAt + ?Sized>(artifact: &R) -> io::Result<Vec<Tree>> {
     let volumes = volumes(artifact);
     let mut trees = Vec::new();
+    // Each tree is computed from all of its data. Trees of the same data are of no use.
+    let mut left = artifact.len();
     for volume in &volumes {
         let Some(area) = locate(&volume.reader(artifact)) else { continue };
         let candidates: Vec<&Volume> = if area.start > 0 {
@@ -74,7 +76,8 @@ pub fn find<R: ReadAt + ?Sized>(artifact: &R) -> io::Result<Vec<Tree>> {
         for candidate in candidates {
             let room = if area.start > 0 { area.start } else { candidate.range.end - candidate.range.start };
             let data = candidate.range.start;
-            if area.data_bytes() <= room && samples_match(artifact, &area, data, tree)? {
+            if area.data_bytes() <= room.min(left) && samples_match(artifact, &area, data, tree)? {
+                left -= area.data_bytes();
                 let parts = area.format.parts(area.blocks);
                 trees.push(Tree { format: area.format.clone(), data, tree, parts });
                 break;

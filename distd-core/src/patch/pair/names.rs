@@ -191,8 +191,12 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
             found.extend(new.exact(inner).or_else(|| new.in_partition(inner)).map(|file| (Of::New, file)));
         }
         let files = &self.old_files;
-        let old =
-            |name| files.exact(name).or_else(|| files.folded(name)).or_else(|| files.in_partition(name));
+        let old = |name| {
+            files
+                .exact(name)
+                .or_else(|| files.folded(name))
+                .or_else(|| files.in_partition(path_in_partition(name).unwrap_or(name)))
+        };
         found.extend(old(name).map(|file| (Of::Old, file)));
         found.extend(inner.and_then(old).map(|file| (Of::Old, file)));
         found

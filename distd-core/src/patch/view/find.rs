@@ -8,7 +8,7 @@ use super::error::NoView;
 use super::format::{HEAD_BYTES, Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewLimits, ViewSink};
 use super::{FORMATS, clusters};
 use crate::cut::erofs::Reader;
-use crate::cut::{ReadAt, Regions};
+use crate::cut::{ReadAt, Regions, volumes};
 
 /// Smallest file worth a view, bytes.
 const PACKED_MIN: u64 = 4096;
@@ -126,10 +126,14 @@ fn files<R: ReadAt + ?Sized>(
     }
     let (mut found, mut open) = (Found::default(), Open::default());
     let mut tails = BTreeMap::new();
-    if let Some(reader) = Reader::open(artifact) {
-        let _ = reader.short_tails(|path, tail| {
-            tails.insert(path.to_vec(), tail);
-        });
+    for volume in volumes(artifact) {
+        let start = volume.range.start;
+        let part = volume.reader(artifact);
+        if let Some(reader) = Reader::open(&part) {
+            let _ = reader.short_tails(|path, tail| {
+                tails.insert(volume.name(path), start + tail.start..start + tail.end);
+            });
+        }
     }
     for (name, mut parts) in files {
         let len: u64 = parts.iter().map(|part| part.end - part.start).sum();

@@ -87,14 +87,16 @@ pub fn transparency(
     for layer in Layer::ALL {
         // Files that the image packs are found in the views of the image.
         let found = find(layer, &artifact, regions, |_, parts| {
-            layer == Layer::Image || !parts.iter().any(|part| hidden.contains(&part.start))
+            layer == Layer::Image || !parts.iter().any(|part| hidden.binary_search(&part.start).is_ok())
         })?;
         if layer == Layer::Image {
             let files = found.groups.iter().flat_map(|group| &group.files);
             hidden = files.flat_map(|file| &file.parts).map(|part| part.start).collect();
             hidden.sort_unstable();
         }
-        of_found(artifact, regions, layer, found, (limits, DEPTH), file, &mut whole)?;
+        // The views of an image are followed by as many rounds of files as an image without them.
+        let depth = if layer == Layer::Image { DEPTH } else { DEPTH - 1 };
+        of_found(artifact, regions, layer, found, (limits, depth), file, &mut whole)?;
     }
     foreign(artifact, regions, &mut whole)?;
     whole.opaque.sort_by(|one, other| (other.bytes, &one.name).cmp(&(one.bytes, &other.name)));

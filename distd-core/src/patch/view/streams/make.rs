@@ -30,6 +30,13 @@ const ATTEMPTS: u64 = 3;
 /// 64 KiB of packed bytes, which may be 2 MiB of content.
 const ATTEMPTS_MIN: u64 = 32 << 20;
 
+/// Work of attempts that a group may take beside [`ATTEMPTS`] times its content, in bytes of
+/// content: a packer has to be set up also for a stream of few bytes.
+const WORK_MIN: u64 = 256 << 20;
+
+/// Bytes of a packer's memory that are cleared in the time in which it packs a byte of content.
+const CLEARED_PART: u64 = 256;
+
 /// Writes the view of a group of new files to `sink`, from the current position on, and makes the
 /// recipe that packs it again.
 ///
@@ -43,7 +50,8 @@ pub(super) fn unpack(
 ) -> io::Result<Unpacked> {
     let start = sink.stream_position()?;
     let mut made = Unpacked { recipe: vec![VERSION], view_bytes: 0, files: Vec::new() };
-    let mut maker = Maker { memory: limits.memory.min(Cost::MEMORY_MAX), last: None };
+    let memory = limits.memory.min(Cost::MEMORY_MAX);
+    let mut maker = Maker { memory, last: None, work: WORK_MIN };
     for file in packed.files {
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
         let file = Packed { artifact: packed.artifact, files: std::slice::from_ref(file) };
@@ -86,6 +94,8 @@ struct View {
 struct Maker {
     memory: u64,
     last: Option<Setting>,
+    /// Work that attempts for the streams so far have left, in bytes of content.
+    work: u64,
 }
 
 impl Maker {
@@ -155,7 +165,7 @@ impl Maker {
 
     /// Finds the setting that packs the content of a stream, `plain` bytes, to the same bytes.
     fn setting(
-        &self,
+        &mut self,
         stream: &Stream,
         plain: u64,
         file: &dyn ReadAt,
@@ -163,6 +173,8 @@ impl Maker {
     ) -> io::Result<Option<Setting>> {
         let mut wrong = Vec::new();
         let mut work = ATTEMPTS.saturating_mul(plain).saturating_add(ATTEMPTS_MIN);
+        // The right attempt is paid for as well.
+        self.work = self.work.saturating_add((ATTEMPTS + 1).saturating_mul(plain));
         for setting in settings(stream, plain, self.last.as_ref()) {
             if setting.memory(plain) > self.memory {
                 continue;
@@ -171,6 +183,7 @@ impl Maker {
             if trial.as_ref().is_some_and(|trial| wrong.contains(trial)) {
                 continue;
             }
+            let set_up = setting.memory(plain) / CLEARED_PART;
             let mut taken = zstd::TRIAL;
             let seems_wrong = match &trial {
                 Some(trial) => !seems_right(trial, stream, plain, file, range)?,
@@ -178,16 +191,18 @@ impl Maker {
             };
             if seems_wrong {
                 wrong.extend(trial);
+                self.work = self.work.saturating_sub(taken.max(set_up));
             } else {
                 let mut same = Same { packed: file, at: range.start, buffer: Vec::new() };
                 let packed;
                 (packed, taken) = attempt(&setting, stream, plain, file, range, &mut same)?;
+                self.work = self.work.saturating_sub(taken.max(set_up));
                 if packed && same.at == range.end {
                     return Ok(Some(setting));
                 }
             }
-            work = work.saturating_sub(taken);
-            if work == 0 {
+            work = work.saturating_sub(taken.max(set_up));
+            if work == 0 || self.work == 0 {
                 break;
             }
         }

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::coder::{Setting, pack};
+use super::unpack::TAIL_MAX;
 use super::{STEP_COPY, STEP_CUT, STEP_GZIP, STEP_LITERAL, STEP_LZMA2, STEP_ZEROS, STEP_ZSTD};
 use crate::bounds::VIEW_BYTES_MAX;
 use crate::patch::Cost;
@@ -50,7 +51,7 @@ impl<'r> Step<'r> {
                 Self::Gzip(len, reader.bytes(count)?)
             }
             STEP_ZEROS => Self::Zeros(len),
-            STEP_CUT => Self::Cut(len, reader.within(VIEW_BYTES_MAX)? as u64),
+            STEP_CUT => Self::Cut(len, reader.within(TAIL_MAX)? as u64),
             _ => return Err(RecipeError::Damaged("unknown step")),
         }))
     }
@@ -72,8 +73,15 @@ impl<'r> Step<'r> {
 pub(super) fn cost(recipe: &[u8]) -> Result<Cost, RecipeError> {
     let mut reader = Reader(recipe);
     let (mut memory, mut setup, mut bytes, mut seconds) = (0, 0u64, 0u64, 0.0);
+    let mut copied = 0u64;
     while let Some(step) = Step::take(&mut reader)? {
         let (plain, held, rate) = step.work();
+        if let Step::Copy(len) | Step::Zeros(len) = step {
+            copied += len;
+        }
+        if bytes.saturating_add(plain).saturating_add(copied) > 2 * VIEW_BYTES_MAX {
+            return Err(RecipeError::Damaged("it makes too many bytes"));
+        }
         memory = memory.max(held);
         setup += held;
         bytes += plain;

@@ -23,7 +23,7 @@ const STEP_SKIP: u8 = 0;
 const STEP_TAIL: u8 = 5;
 
 /// Longest tail that is in no region, bytes.
-const TAIL_MAX: u64 = 4096;
+pub(super) const TAIL_MAX: u64 = 4096;
 
 /// Bytes of content unpacked in a second by the slowest decoder, LZMA2's.
 const RATE: u64 = 60_000_000;

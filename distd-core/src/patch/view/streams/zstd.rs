@@ -126,7 +126,11 @@ impl Setting {
             let bits = u64::BITS - plain.max(1 << 10).leading_zeros();
             (chains, hashes) = (chains.min(bits as u8 + 1), hashes.min(bits as u8 + 1));
         }
-        let tables = (4u64 << chains) + (5 << hashes) + (8 << window.saturating_sub(7)) + (3 << 20);
+        // The table of long matches, which the highest levels have by themselves for the longest
+        // windows.
+        let is_long = self.has(LONG) || (self.level >= 16 && window >= 27);
+        let long = if is_long { 9u64 << window.saturating_sub(4) } else { 0 };
+        let tables = (4u64 << chains) + (5 << hashes) + long + (3 << 20);
         let job = 1u64 << (window + 2).clamp(20, 30);
         let held = match (self.has(WORKER), self.has(AT_ONCE)) {
             (true, _) => plain.min(4 * job + (1 << window)) + plain.min(2 * job),
