@@ -269,6 +269,8 @@ impl Releases {
         let mut made = Vec::new();
         // Cost of the inner views so far, by the first chunk that each makes.
         let mut inner_costs: BTreeMap<u32, f64> = BTreeMap::new();
+        // Seconds that packing them takes, likewise.
+        let mut inner_seconds: BTreeMap<u32, f64> = BTreeMap::new();
         // A view may be made from a part of another view, such as gzip files in clusters. The
         // later, inner view has to be packed first.
         for view in new.views.iter().rev() {
@@ -278,6 +280,11 @@ impl Releases {
                 new.stored_len(*index).unwrap_or_else(|| u64::from(new.spans()[*index as usize].len))
             };
             let packed: u64 = packed_chunks.iter().map(cost).sum();
+            let own = view::cost(&view.recipe).unwrap_or(Cost::UNSTATED);
+            let bytes: u64 =
+                new.view_chunks(view).map(|index| u64::from(new.spans()[index as usize].len)).sum();
+            let seconds_within: f64 = inner_seconds.range(new.view_chunks(view)).map(|(_, s)| s).sum();
+            let seconds = bytes as f64 / own.rate() as f64 + seconds_within;
             let wanted =
                 new.view_chunks(view).filter(|index| self.pair.needs[*index as usize] == Need::Wanted);
             let within: f64 = inner_costs.range(new.view_chunks(view)).map(|(_, cost)| cost).sum();
@@ -288,10 +295,15 @@ impl Releases {
             }
             if inner && let Some(first) = packed_chunks.first() {
                 inner_costs.insert(*first, cost + view.recipe.len() as f64);
+                inner_seconds.insert(*first, seconds);
             }
+            // A device decides about the outer view alone, and packs what lies within it too.
+            let rate = (bytes as f64 / seconds.max(f64::MIN_POSITIVE)) as u64;
+            let stated =
+                if seconds_within > 0.0 { Cost::new(own.memory(), rate).unwrap_or(own) } else { own };
             made.push(Made {
                 patch: SetPatch {
-                    codec: Method::Repack(view::cost(&view.recipe).unwrap_or(Cost::UNSTATED)).number(),
+                    codec: Method::Repack(stated).number(),
                     packed,
                     bases: ranges_of(new.view_chunks(view).map(|index| new.id(index))),
                     targets: runs_of(new, packed_chunks.iter().copied()),
