@@ -126,8 +126,8 @@ impl Pair {
         let searched = [self.old.end, self.new.end];
         let mut names = BTreeSet::new();
         for group in &found.groups {
-            // A device that cannot pack a file within a view again cannot use the view either, since
-            // the file's chunks come from nowhere else.
+            // A device that cannot pack a file within a view again cannot use the view, since the
+            // file's chunks come from nowhere else.
             let is_inner =
                 group.files.iter().flat_map(|file| &file.parts).any(|part| self.new.is_inner_part(part));
             let memory = if is_inner { memory.min(INNER_MEMORY) } else { memory };

@@ -54,7 +54,7 @@ fn logical<R: ReadAt + ?Sized>(
     partitions: &mut Vec<Partition>,
 ) -> Option<()> {
     let mut at = extended.start;
-    // Tables lie one behind the other in the order of the chain, so that it ends; some may be empty.
+    // Tables lie one behind the other in the order of the chain. Some may be empty.
     for _ in 0..=PARTITIONS_MAX {
         let [first, next, ..] = table(artifact, at)?;
         if let Some(entry) = first {
