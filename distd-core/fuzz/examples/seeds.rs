@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind, Manifest, compact_leaf};
-use distd_core::patch::{Effort, Outline, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId, encode};
+use distd_core::patch::{
+    Effort, Outline, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId, encode,
+};
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
     Choke, Codec as DataCodec, Data, DontHave, DontHaveReason, Handshake, Node, NodeRequest, NodesEnd, Ranges,
@@ -233,7 +235,7 @@ fn sets(seeds: &Seeds) -> Result<()> {
     seeds.put("choose", "twice", &[&[3, 0, 9, 0, 0], &part(&a), &a])?;
 
     let entry =
-        |n: u64| Entry { id: id(n), hash: ChunkHash::of(&n.to_be_bytes()), len: 1 + (n % 1000) as u32 };
+        |n: u64| Entry { id: ChunkId(n), hash: ChunkHash::of(&n.to_be_bytes()), len: 1 + (n % 1000) as u32 };
     let from: Vec<_> = (1..200).map(entry).collect();
     let to: Vec<_> = (1..300u64).map(|n| entry(if n % 5 == 0 { n + 500 } else { n })).collect();
     let outline = Outline::new(&from, &to, |id| id.0 > 500 && id.0 % 10 == 0).encode().ok_or("small")?;
