@@ -1,5 +1,5 @@
-//! What somebody at the device has its agent do: look now, begin now, put updates off, go back
-//! (docs/rollouts.md, "By hand").
+//! Execution of orders that somebody at the device gives to its agent: to look, to begin now, to
+//! put updates off, to go back (docs/rollouts.md, "By hand").
 
 use distd_core::error::Chain;
 use distd_core::fleet::report::{Attempt, AttemptState, FailureKind, FailureNote, SourceBytes};
@@ -13,7 +13,7 @@ use super::orders::{Answer, Given, Order};
 use super::reports::rollout_of;
 use super::step::{Step, TIMEOUT, local, text};
 
-/// What somebody at the device wants of the next look.
+/// Conditions of the device that an order sets aside for one look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pressed {
     /// An attempt begins without the device's own conditions.

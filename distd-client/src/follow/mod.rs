@@ -3,10 +3,11 @@
 //!
 //! `journal` holds what must survive a crash; each step is written there before it is taken.
 //! `begin` decides whether an attempt may begin, `step` takes it, `recover` goes on after a crash.
-//! `place` is where releases are: a `directory`, or `slots` with a `boot` loader. `hooks` runs the
-//! operator's programs, `restart` the system, [`failures`] remembers releases that did not work
-//! here, `reports` tells the realm, and
-//! `receipts` what the device signed about the releases that it ran.
+//! `trying` marks a first boot. `place` is where releases are: a `directory`, or `slots` with a
+//! `boot` loader. `orders` come from somebody at the device, `by_hand` carries them out with a
+//! `deferral`. `hooks` runs the operator's programs, `restart` the system, [`failures`] remembers
+//! releases that did not work here, `reports` tells the realm, and `receipts` what the device
+//! signed about the releases that it ran.
 
 mod begin;
 mod boot;
@@ -27,6 +28,7 @@ mod simulated;
 mod slots;
 mod status;
 mod step;
+mod trying;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -28,7 +28,6 @@ use super::simulated::SimulatedState;
 use super::status::{self, Status};
 use super::{FollowRequest, PlaceSettings};
 use crate::disk::path::ArtifactPath;
-use crate::disk::side;
 use crate::failure::{Code, Failure, code_of};
 use crate::progress::Ignored;
 use crate::pull::{
@@ -38,12 +37,6 @@ use crate::pull::{
 
 /// Time-out of an attempt at a release that no rollout brings, seconds.
 pub(super) const TIMEOUT: u64 = 24 * 3600;
-
-/// File in the state directory that is there while a release is in its first boot.
-const TRYING: &str = "trying";
-
-/// File beside it in which the timer counts its restarts.
-const TRYING_COUNT: &str = "trying.count";
 
 /// Pause after a failed attempt at a release that no rollout brings: the reason may pass.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -73,7 +66,7 @@ pub(super) struct Step {
     error: Option<String>,
     /// Time after which the device looks again, if that is sooner than usual.
     pub(super) sooner: Option<Duration>,
-    /// What somebody at the device wants of this look.
+    /// Conditions that an order sets aside for this look.
     pub(super) pressed: Pressed,
     /// State of the device for those who stand before it.
     state: watch::Sender<Option<Status>>,
@@ -651,35 +644,6 @@ impl Step {
         let (data, wanted) = (self.request.data.clone(), self.wanted());
         let out = from.map(|from| self.place.path_of(&from));
         tokio::task::spawn_blocking(move || went_back(&data, &wanted, out.as_deref())).await?
-    }
-
-    /// Keeps a mark in the state directory while a release is on its way through its first boot:
-    /// the id of the boot in which it was ordered. A timer of the system restarts a device on which
-    /// no agent removes the mark (docs/slots.md, "A release whose agent does not come up").
-    fn mark_trying(&self) {
-        let Some(entry) = self.journal.under_way().filter(|_| self.place.booted_slot().is_some()) else {
-            return self.unmark_trying();
-        };
-        match (entry.attempt.state, &entry.boot) {
-            (AttemptState::Restarting | AttemptState::Checking, Some(boot)) => {
-                let path = self.request.data.join(TRYING);
-                if std::fs::read_to_string(&path).is_ok_and(|marked| marked.trim() == boot) {
-                    return;
-                }
-                if let Err(error) = side::write_atomic(&path, format!("{boot}\n").as_bytes()) {
-                    tracing::warn!(error = %Chain(&error), "the mark of a release's first boot is not written");
-                }
-            }
-            _ => self.unmark_trying(),
-        }
-    }
-
-    fn unmark_trying(&self) {
-        for name in [TRYING, TRYING_COUNT] {
-            if let Err(error) = side::remove(&self.request.data.join(name)) {
-                tracing::warn!(error = %Chain(&error), "the mark of a release's first boot stays");
-            }
-        }
     }
 
     /// Ends an attempt before the release became the current one.
