@@ -14,6 +14,11 @@ const HEADER: usize = 110;
 /// Name of the member that ends an archive.
 const TRAILER: &[u8] = b"TRAILER!!!";
 
+/// Returns whether a member's header may start with `head`.
+pub(crate) fn is_magic(head: &[u8]) -> bool {
+    head.starts_with(b"070701") || head.starts_with(b"070702")
+}
+
 /// Returns the member whose header starts at `range.start`; `None` if there is none, or if the
 /// member does not lie within `range`.
 ///
@@ -31,10 +36,7 @@ pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io:
     };
     let (Some(size), Some(name_len)) = (number(6), number(11)) else { return Ok(None) };
     let data = range.start + (HEADER as u64 + name_len).next_multiple_of(4);
-    if !(&head[..6] == b"070701" || &head[..6] == b"070702")
-        || !(1..=PATH_BYTES_MAX as u64).contains(&name_len)
-        || data + size > range.end
-    {
+    if !is_magic(&head) || !(1..=PATH_BYTES_MAX as u64).contains(&name_len) || data + size > range.end {
         return Ok(None);
     }
     let mut path = vec![0; name_len as usize - 1];

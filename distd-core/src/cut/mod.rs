@@ -26,7 +26,7 @@
 pub(crate) mod archive;
 mod batch;
 mod bytes;
-mod cpio;
+pub(crate) mod cpio;
 mod disk;
 pub mod erofs;
 mod ext;

@@ -1,5 +1,6 @@
 //! Packed files of an artifact, and their grouping into views.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -125,16 +126,8 @@ fn files<R: ReadAt + ?Sized>(
         }
     }
     let (mut found, mut open) = (Found::default(), Open::default());
-    let mut tails = BTreeMap::new();
-    for volume in volumes(artifact) {
-        let start = volume.range.start;
-        let part = volume.reader(artifact);
-        if let Some(reader) = Reader::open(&part) {
-            let _ = reader.short_tails(|path, tail| {
-                tails.insert(volume.name(path), start + tail.start..start + tail.end);
-            });
-        }
-    }
+    // Only packed files need their tails, and finding these takes a walk over all inodes.
+    let tails = LazyCell::new(|| short_tails(artifact));
     for (name, mut parts) in files {
         let len: u64 = parts.iter().map(|part| part.end - part.start).sum();
         if len < PACKED_MIN || !wanted(name, &parts) {
@@ -155,6 +148,23 @@ fn files<R: ReadAt + ?Sized>(
         }
     }
     Ok(found)
+}
+
+/// Returns the ends of files that are too short for a region, by name, of all images in an
+/// artifact.
+fn short_tails<R: ReadAt + ?Sized>(artifact: &R) -> BTreeMap<Vec<u8>, Range<u64>> {
+    let mut tails = BTreeMap::new();
+    for volume in volumes(artifact) {
+        let start = volume.range.start;
+        let image = volume.reader(artifact);
+        if let Some(reader) = Reader::open(&image) {
+            // `None` means that the image is not sound. A view then ends early.
+            let _ = reader.short_tails(|path, tail| {
+                tails.insert(volume.name(path), start + tail.start..start + tail.end);
+            });
+        }
+    }
+    tails
 }
 
 /// Groups that take further files: index and packed bytes, by format and the number that the files

@@ -183,25 +183,24 @@ impl Maker {
             if trial.as_ref().is_some_and(|trial| wrong.contains(trial)) {
                 continue;
             }
-            let set_up = setting.memory(plain) / CLEARED_PART;
-            let mut taken = zstd::TRIAL;
             let seems_wrong = match &trial {
                 Some(trial) => !seems_right(trial, stream, plain, file, range)?,
                 None => false,
             };
-            if seems_wrong {
+            let (is_right, taken) = if seems_wrong {
                 wrong.extend(trial);
-                self.work = self.work.saturating_sub(taken.max(set_up));
+                (false, zstd::TRIAL)
             } else {
                 let mut same = Same { packed: file, at: range.start, buffer: Vec::new() };
-                let packed;
-                (packed, taken) = attempt(&setting, stream, plain, file, range, &mut same)?;
-                self.work = self.work.saturating_sub(taken.max(set_up));
-                if packed && same.at == range.end {
-                    return Ok(Some(setting));
-                }
+                let (packed, taken) = attempt(&setting, stream, plain, file, range, &mut same)?;
+                (packed && same.at == range.end, taken)
+            };
+            let spent = taken.max(setting.memory(plain) / CLEARED_PART);
+            self.work = self.work.saturating_sub(spent);
+            if is_right {
+                return Ok(Some(setting));
             }
-            work = work.saturating_sub(taken.max(set_up));
+            work = work.saturating_sub(spent);
             if work == 0 || self.work == 0 {
                 break;
             }

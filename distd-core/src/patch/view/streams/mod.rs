@@ -72,7 +72,7 @@ use std::io::{self, Read, Write};
 
 use super::error::RecipeError;
 use super::format::{Packed, Unpacked, ViewFormat, ViewLimits, ViewSink};
-use crate::cut::ReadAt;
+use crate::cut::{ReadAt, cpio};
 use crate::patch::Cost;
 
 pub(super) const STEP_LITERAL: u8 = 0;
@@ -132,7 +132,7 @@ impl ViewFormat for Streams {
             Kind::Xz => xz::is_magic(head),
             Kind::Zstd => head.starts_with(&zstd::MAGIC.to_le_bytes()),
             Kind::Kernel => kernel::is_magic(head),
-            Kind::Archive => head.starts_with(b"070701") || head.starts_with(b"070702"),
+            Kind::Archive => cpio::is_magic(head),
         }
     }
 

@@ -235,7 +235,7 @@ pub(super) fn take_window(reader: &mut Reader<'_>) -> Result<u8, RecipeError> {
     }
 }
 
-/// What the header of a frame says.
+/// Contents of a frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
     /// Log2 of the window; 0 if the window is the content.
