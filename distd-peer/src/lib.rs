@@ -19,6 +19,8 @@
 //! - [`serve`]: the answering side, for any [`serve::Content`].
 //! - [`share`]: the content of a device.
 //! - [`relay`]: the content of a relay, and its start; [`store`] keeps its chunks on disk.
+//! - [`gateway`]: releases as files over HTTP; [`listener`]: bounds of the connections of an HTTP
+//!   server.
 //!
 //! Both directions:
 //!
@@ -40,6 +42,8 @@ pub mod clock;
 pub mod driver;
 pub mod enrollment;
 pub mod filesystem;
+pub mod gateway;
+pub mod listener;
 pub mod manifest_fetch;
 pub mod mdns;
 pub mod metrics;

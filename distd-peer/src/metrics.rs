@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::clock::unix_now;
+use crate::gateway;
 use crate::net::MeterReading;
 use crate::parents::Parents;
 use crate::relay::Relay;
@@ -170,6 +171,7 @@ pub fn of_device(
     neighbours: MeterReading,
     shared: &ShareCounters,
     served: &ServeCounters,
+    gateway: Option<&gateway::Counters>,
 ) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd.");
@@ -181,6 +183,26 @@ pub fn of_device(
         "Chunks that were unreadable or damaged when read, and not sent.",
         &shared.misses,
     )]);
+    if let Some(gateway) = gateway {
+        out.counters(&[
+            ("distd_gateway_requests_total", "Requests to the gateway.", &gateway.requests),
+            (
+                "distd_gateway_refused_total",
+                "Requests that the gateway answered with a status of 400 or above.",
+                &gateway.refused,
+            ),
+            (
+                "distd_gateway_sent_bytes_total",
+                "Bytes of bodies that the gateway handed to callers.",
+                &gateway.sent_bytes,
+            ),
+            (
+                "distd_gateway_connections_refused_total",
+                "Connections that the gateway refused because too many were open.",
+                &gateway.connections_refused,
+            ),
+        ]);
+    }
     out.0
 }
 

@@ -84,11 +84,19 @@ impl Daemon {
     /// # Panics
     /// If the daemon gives none.
     pub fn metrics_url(&self) -> String {
+        self.said("metrics on ")
+    }
+
+    /// Rest of the line of standard output that begins with `prefix`.
+    ///
+    /// # Panics
+    /// If the daemon does not write one in time.
+    pub fn said(&self, prefix: &str) -> String {
         let out = self.log.with_extension("out");
         let said = || fs::read_to_string(&out).unwrap_or_default();
-        let url = || said().lines().find_map(|line| line.strip_prefix("metrics on ").map(str::to_owned));
-        wait_until("the daemon says where its metrics are", || url().is_some());
-        url().unwrap_or_default()
+        let rest = || said().lines().find_map(|line| line.strip_prefix(prefix).map(str::to_owned));
+        wait_until("the daemon says its addresses", || rest().is_some());
+        rest().unwrap_or_default()
     }
 
     /// The value of one of the daemon's metrics; labels summed.

@@ -4,6 +4,7 @@
 use crate::context::Context;
 use distd_client::config;
 use distd_client::follow::FollowRequest;
+use distd_client::gateway::GatewayRequest;
 use distd_client::share::Sharing;
 use distd_client::share::agent::{Agent, AgentRequest};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
@@ -52,9 +53,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         sharing,
         outbound,
         follow: FollowRequest::of(&settings, context.data())?,
+        gateway: GatewayRequest::of(&settings, context.data())?,
     };
     let agent = Agent::start(request).await?;
     println!("agent listening on {}", agent.address);
+    if let Some(gateway) = &agent.gateway {
+        let scheme = if gateway.is_tls { "https" } else { "http" };
+        println!("gateway on {scheme}://{}/r/", gateway.address);
+    }
     if let Some(at) = agent.metrics {
         println!("metrics on http://{at}/metrics");
     }

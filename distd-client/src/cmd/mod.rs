@@ -8,6 +8,7 @@ pub(crate) mod enroll;
 pub(crate) mod explain;
 mod exported;
 pub(crate) mod fleet;
+pub(crate) mod gateway;
 pub(crate) mod grant;
 pub(crate) mod group;
 pub(crate) mod login;

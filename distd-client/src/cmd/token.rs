@@ -219,7 +219,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
 }
 
 /// Refuses an existing file before the token is made: a token that cannot be written would be lost.
-fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
+pub(super) fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
     match out {
         Some(path) if path.exists() => {
             let error = anyhow!("{} exists", path.display());
@@ -230,7 +230,7 @@ fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Prints only the token, so that it can be piped, or writes it to a file.
-fn hand_over(
+pub(super) fn hand_over(
     context: &Context,
     made: &impl Serialize,
     token: &str,

@@ -20,6 +20,7 @@ use jiff::tz::TimeZone;
 pub use self::table::TABLE;
 use crate::failure::{Code, Failure};
 use crate::follow::LoaderKind;
+use crate::gateway::Offer;
 use crate::pull::Downgrade;
 use crate::share::Connectivity;
 
@@ -40,6 +41,10 @@ const LINGER_SECONDS_MAX: u64 = DAY_SECONDS;
 
 /// Default number of releases that stay in the directory of a channel that is followed.
 const FOLLOW_KEEP: usize = 2;
+
+/// Default number of releases of a product that stay in the gateway: the one before is the base of
+/// the next.
+const GATEWAY_KEEP: usize = 2;
 
 /// Default time between two looks at a channel that is followed.
 const FOLLOW_POLL: Duration = Duration::from_secs(5 * 60);
@@ -170,6 +175,18 @@ pub struct Values {
     pub receipt_bound: Duration,
     /// Longest time for which somebody at the device may put updates off; zero forbids it.
     pub defer_max: Duration,
+    /// Address at which `distd agent` gives releases to other updaters.
+    pub gateway_listen: Option<SocketAddr>,
+    /// Products and channels that it offers there.
+    pub gateway_offers: Vec<Offer>,
+    /// Directory of these releases; `None` for one in the state directory.
+    pub gateway_directory: Option<PathBuf>,
+    /// Number of releases of a product that stay there.
+    pub gateway_keep: usize,
+    /// Certificate chain of the gateway, PEM.
+    pub gateway_certificate: Option<PathBuf>,
+    /// Key of that certificate, PEM.
+    pub gateway_key: Option<PathBuf>,
 }
 
 impl Default for Values {
@@ -209,6 +226,12 @@ impl Default for Values {
             hook_limit: HOOK_LIMIT,
             receipt_bound: RECEIPT_BOUND,
             defer_max: DEFER_MAX,
+            gateway_listen: None,
+            gateway_offers: Vec::new(),
+            gateway_directory: None,
+            gateway_keep: GATEWAY_KEEP,
+            gateway_certificate: None,
+            gateway_key: None,
         }
     }
 }

@@ -46,6 +46,19 @@ impl Entries {
         ChunkAt { offset: self.offsets[known] + before, entry: self.table.at(self.order[index]) }
     }
 
+    /// Returns the position of the chunk that has the byte at `offset`; `None` behind the end.
+    pub(super) fn at(&self, offset: u64) -> Option<Position> {
+        let stride = self.offsets.partition_point(|start| *start <= offset).checked_sub(1)?;
+        let mut end = self.offsets[stride];
+        for index in stride * STRIDE..self.order.len().min((stride + 1) * STRIDE) {
+            end += u64::from(self.table.at(self.order[index]).len);
+            if offset < end {
+                return Some(Position::of_index(index));
+            }
+        }
+        None
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (Position, ChunkAt)> + '_ {
         let mut offset = 0;
         self.order.iter().enumerate().map(move |(index, in_table)| {

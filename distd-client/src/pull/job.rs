@@ -16,7 +16,9 @@ use distd_core::{ChunkId, Position};
 use distd_peer::driver::FetchError;
 use distd_peer::share::Holdings;
 use distd_peer::table::ChunkTable;
+use tokio::sync::mpsc;
 
+use super::arriving::{Arriving, URGENT_MAX};
 use super::check::hash_medium;
 use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
@@ -34,6 +36,9 @@ use crate::disk::side;
 use crate::failure::{Code, Failure};
 use crate::progress::{self, Progress};
 use crate::share::Published;
+
+/// Pause after chunks that a reader waits for could not be fetched: the pull itself goes on.
+const URGENT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Interval at which progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
@@ -167,6 +172,56 @@ impl Job {
         }
     }
 
+    /// The artifact as a reader sees it while it arrives, and the positions that readers wait for.
+    pub(super) fn arriving(&self) -> (Arriving, mpsc::Receiver<Position>) {
+        let id = self.manifest.id();
+        let (entries, target, journal) = (self.entries.clone(), self.target.clone(), self.journal.clone());
+        Arriving::new(id, entries, target, journal)
+    }
+
+    /// Brings chunks that readers wait for, beside [`fill`](Self::fill) and before it gets to them.
+    /// Never ends.
+    pub(super) async fn bring_urgent(
+        &self,
+        session: &Session,
+        mut wanted: mpsc::Receiver<Position>,
+    ) -> std::convert::Infallible {
+        loop {
+            let Some(first) = wanted.recv().await else { return std::future::pending().await };
+            let mut open = vec![first];
+            while open.len() < URGENT_MAX
+                && let Ok(position) = wanted.try_recv()
+            {
+                open.push(position);
+            }
+            open.sort_unstable();
+            open.dedup();
+            open.retain(|position| !self.is_done(*position));
+            if open.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.bring_these(session, open).await {
+                tracing::debug!(error = %Chain(error.as_ref()), "chunks that a reader waits for did not come");
+                tokio::time::sleep(URGENT_AGAIN).await;
+            }
+        }
+    }
+
+    /// Copies or fetches chunks. No patch makes them: its payload would have to come first.
+    async fn bring_these(&self, session: &Session, open: Vec<Position>) -> anyhow::Result<()> {
+        let (held, mut missing) = self.divide(open)?;
+        if !held.is_empty() {
+            let (entries, seeds, target) = (self.entries.clone(), self.seeds.clone(), self.target.clone());
+            let (journal, progress) = (self.journal.clone(), self.progress.clone());
+            let copying = tokio::task::spawn_blocking(move || {
+                copy_held(&entries, &held, &seeds.seeds, &*target, &journal, &|bytes| progress.add(bytes))
+            });
+            missing.extend(copying.await?.map_err(write_failed)?.failed);
+        }
+        let placer = self.placer(&missing);
+        self.fetch(session, &placer, &placer.ids(), None).await
+    }
+
     fn is_done(&self, position: Position) -> bool {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).contains(position)
     }
@@ -198,22 +253,7 @@ impl Job {
             }
             open.retain(|position| there.binary_search(position).is_err());
         }
-        let mut held: Vec<(Position, HeldAt)> = Vec::new();
-        let mut missing = Vec::new();
-        let zeros = vec![0; self.manifest.root().cut.max() as usize];
-        for position in open {
-            let at = self.entries.get(position);
-            if self.zero.is(&at) {
-                if !self.target.is_zeroed() {
-                    self.target.write_at(at.offset, &zeros).map_err(write_failed)?;
-                }
-                self.mark(position);
-            } else if let Some(from) = self.index.find(&at.entry.hash, at.entry.len) {
-                held.push((position, from));
-            } else {
-                missing.push(position);
-            }
-        }
+        let (held, missing) = self.divide(open)?;
         let copying = {
             let (entries, seeds, target) = (self.entries.clone(), self.seeds.clone(), self.target.clone());
             let (journal, progress) = (self.journal.clone(), self.progress.clone());
@@ -240,6 +280,27 @@ impl Job {
             failed = journalling => Err(failed),
             never = progress::watch_for_silence(&*self.progress) => match never {},
         }
+    }
+
+    /// Divides chunks into those that a seed has, with their places, and those that are missing.
+    /// Zeros are put in place at once.
+    fn divide(&self, open: Vec<Position>) -> anyhow::Result<(Vec<(Position, HeldAt)>, Vec<Position>)> {
+        let (mut held, mut missing) = (Vec::new(), Vec::new());
+        let zeros = vec![0; self.manifest.root().cut.max() as usize];
+        for position in open {
+            let at = self.entries.get(position);
+            if self.zero.is(&at) {
+                if !self.target.is_zeroed() {
+                    self.target.write_at(at.offset, &zeros).map_err(write_failed)?;
+                }
+                self.mark(position);
+            } else if let Some(from) = self.index.find(&at.entry.hash, at.entry.len) {
+                held.push((position, from));
+            } else {
+                missing.push(position);
+            }
+        }
+        Ok((held, missing))
     }
 
     fn mark(&self, position: Position) {

@@ -11,6 +11,7 @@ use distd_core::ranges::Ranges;
 use distd_core::{ManifestId, Position};
 use distd_peer::share::Holdings;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::entries::Entries;
 use crate::disk::side::{self, SideError, write_atomic};
@@ -38,12 +39,22 @@ pub(super) struct Journal {
     closed: bool,
     /// Holdings that announce the journal's chunks to neighbours; `None` when the exchange is off.
     told: Option<(Arc<Entries>, Arc<Holdings>)>,
+    /// Wakes those who wait for a chunk.
+    arrived: Arc<Notify>,
 }
 
 impl Journal {
     /// Opens the journal at `path`; it is empty unless the file belongs to this manifest.
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
-        let mut journal = Self { path, manifest, done: Ranges::new(), written: 0, closed: false, told: None };
+        let mut journal = Self {
+            path,
+            manifest,
+            done: Ranges::new(),
+            written: 0,
+            closed: false,
+            told: None,
+            arrived: Arc::default(),
+        };
         let Ok(Some(bytes)) = side::read(&journal.path, JOURNAL_BYTES_MAX) else { return journal };
         match rmp_serde::from_slice::<Wire>(&bytes) {
             Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
@@ -68,8 +79,14 @@ impl Journal {
         self.told = Some((entries, holdings));
     }
 
+    /// Signal of each chunk that is added.
+    pub(super) fn arrived(&self) -> Arc<Notify> {
+        self.arrived.clone()
+    }
+
     pub(super) fn add(&mut self, position: Position) {
         self.done.insert(position);
+        self.arrived.notify_waiters();
         if let Some((entries, holdings)) = &self.told {
             holdings.add([entries.get(position).entry.id]);
         }

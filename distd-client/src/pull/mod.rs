@@ -5,9 +5,11 @@
 //! installed, and `there` whether there is anything to do. `wanted` resolves the release and gets
 //! its manifest; `seeds` finds held chunks. `target` is where the artifact is written, `tree` and
 //! `staging` where a directory is built; `journal` records progress across kills. `copy`, `sink`
-//! and `patches` fill the target through `place`. `job` is the state of one pull, `run` the
+//! and `patches` fill the target through `place`. `job` is the state of one pull, `arriving`
+//! what a reader sees of it, `run` the
 //! sequence of its steps, `plan` the forecast of its work, and `report` its result.
 
+mod arriving;
 mod attributes;
 mod check;
 mod clean;
@@ -39,6 +41,7 @@ mod tree;
 mod verify;
 mod wanted;
 
+pub use arriving::Arriving;
 pub use clean::clean;
 pub use downgrade::{Downgrade, Refused};
 pub(crate) use downgrade::{version_at, went_back};
@@ -48,6 +51,6 @@ pub use patches::Aim;
 pub use plan::plan;
 pub use request::{Installed, LABELS_FRESH, PullRequest};
 pub(crate) use run::ask_turn;
-pub use run::{Look, look, pull};
+pub use run::{Look, look, pull, pull_watched};
 pub(crate) use seeds::{SeedFile, open_artifact};
 pub use verify::{verify, verify_kept};

@@ -9,12 +9,13 @@ use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
 use distd_core::fleet::rollout::{Held, RolloutDoc, RolloutId, TurnAnswer};
-use distd_core::manifest::{Manifest, Root};
+use distd_core::manifest::{Kind, Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::{Chosen, Resolved};
 
+use super::arriving::Arriving;
 use super::downgrade::{self, PendingRelease, Refused, Step, When};
 use super::job::Job;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
@@ -152,6 +153,8 @@ pub struct Look {
     pub held: Option<Held>,
     /// Whether the device has a later release and may not go back to this one.
     pub ahead: bool,
+    /// Root node of the manifest.
+    pub root: Root,
 }
 
 /// Resolves the release that `request` leads to, and fetches and writes nothing else.
@@ -177,6 +180,7 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
     let labels = statement.as_ref().map(NodeStatement::for_selectors);
     let wave = led_by.as_ref().and_then(|doc| doc.wave(&session.node(), labels.as_ref()));
     Ok(Look {
+        root: Root::decode(&resolved.root_node)?,
         document,
         wave,
         version: resolved.version,
@@ -304,6 +308,18 @@ pub(super) async fn prepare(
 /// A [`Failure`] with its exit code. Verified chunks stay, and the same command continues from
 /// there.
 pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow::Result<Outcome> {
+    pull_watched(request, progress, &|_| {}).await
+}
+
+/// As [`pull`]; `began` gets the artifact of a file as soon as its bytes begin to arrive.
+///
+/// # Errors
+/// As [`pull`].
+pub async fn pull_watched(
+    request: &PullRequest,
+    progress: Arc<dyn Progress>,
+    began: &(dyn Fn(Arc<Arriving>) + Send + Sync),
+) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let asked = ask(request).await?;
     progress.phase("checking what is in place");
@@ -325,7 +341,14 @@ pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow:
     progress.begin(manifest.root().bytes, &format!("{product} {version}"));
     job.progress = progress.clone();
     job.share(&session);
-    let result = job.fill(&session).await;
+    let (arriving, urgent) = job.arriving();
+    if matches!(manifest.root().kind, Kind::File) {
+        began(Arc::new(arriving));
+    }
+    let result = tokio::select! {
+        result = job.fill(&session) => result,
+        never = job.bring_urgent(&session, urgent) => match never {},
+    };
     job.write_journal_now()?;
     if result.is_err() {
         // Tell neighbours that this device is gone, so that they do not wait for chunks that will

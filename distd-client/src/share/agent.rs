@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use super::{DeviceNode, Lateral, Sharing, installed};
 use crate::failure::{Code, Failure, code_of};
 use crate::follow::{FollowRequest, Follower};
+use crate::gateway::{DeviceGateway, GatewayRequest};
 use crate::pull::read_kept_manifest;
 
 /// Interval of the agent's announcements. Its peer records are valid three times as long.
@@ -69,6 +70,8 @@ pub struct AgentRequest {
     pub outbound: Arc<Outbound>,
     /// Channel to follow; `None` for an agent that only serves.
     pub follow: Option<FollowRequest>,
+    /// Gateway for other updaters; `None` for none.
+    pub gateway: Option<GatewayRequest>,
 }
 
 /// A running agent: a device that serves its neighbours, and follows a channel if it is told to.
@@ -84,6 +87,8 @@ pub struct Agent {
     /// Whether the device serves its neighbours.
     serves: bool,
     follower: Option<Follower>,
+    /// Gateway for other updaters.
+    pub gateway: Option<DeviceGateway>,
     news: Arc<Newsroom>,
 }
 
@@ -95,7 +100,7 @@ impl Agent {
     /// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
     /// [`DeviceNode::open`].
     pub async fn start(request: AgentRequest) -> anyhow::Result<Self> {
-        if !request.sharing.serves && request.follow.is_none() {
+        if !request.sharing.serves && request.follow.is_none() && request.gateway.is_none() {
             let error = anyhow!(
                 "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
             );
@@ -113,12 +118,18 @@ impl Agent {
             }
             None => None,
         };
+        let gateway = match request.gateway {
+            Some(gateway) => Some(DeviceGateway::open(gateway, news.clone()).await?),
+            None => None,
+        };
         let (metrics, measuring) = match request.metrics {
-            Some(at) => give_metrics(at, &node, &lateral).await.map(|(at, task)| (Some(at), Some(task)))?,
+            Some(at) => give_metrics(at, &node, &lateral, gateway.as_ref())
+                .await
+                .map(|(at, task)| (Some(at), Some(task)))?,
             None => (None, None),
         };
         let (outbound, serves) = (request.outbound, request.sharing.serves);
-        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower, news })
+        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower, gateway, news })
     }
 
     /// Runs until SIGTERM or ctrl-c.
@@ -126,19 +137,21 @@ impl Agent {
     /// # Errors
     /// When the system lets the process watch no signals.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { node, lateral, outbound, measuring, serves, follower, news, .. } = self;
+        let Self { node, lateral, outbound, measuring, serves, follower, gateway, news, .. } = self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
         let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
+        let wants_news = follower.is_some() || gateway.is_some();
         let listening =
-            follower.is_some().then(|| tokio::spawn(news::parents::follow(parents.clone(), news.clone())));
-        let looks = follower.as_ref().map(Follower::looks);
+            wants_news.then(|| tokio::spawn(news::parents::follow(parents.clone(), news.clone())));
+        let looks = [follower.as_ref().map(Follower::looks), gateway.as_ref().map(DeviceGateway::looks)];
         let (neighbourhood, room) = (lateral.neighbourhood.clone(), news);
         let spreading = tokio::spawn(news::neighbours::spread(neighbourhood, room, serves, move || {
-            looks.iter().for_each(|looks| looks.notify_one());
+            looks.iter().flatten().for_each(|looks| looks.notify_one());
         }));
         let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
         let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
         let (stop, stopped) = watch::channel(false);
+        let mut giving = gateway.map(|gateway| tokio::spawn(gateway.run(stopped.clone())));
         let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
         told_to_end().await?;
         renewing.abort();
@@ -147,7 +160,13 @@ impl Agent {
             // It ends a hook that runs, and notes that.
             let _ = tokio::time::timeout(STOP, following).await;
         }
-        for task in [measuring, announcing, following, listening, Some(spreading)].into_iter().flatten() {
+        if let Some(giving) = &mut giving {
+            // It lets short downloads end.
+            let _ = tokio::time::timeout(STOP, giving).await;
+        }
+        for task in
+            [measuring, announcing, following, giving, listening, Some(spreading)].into_iter().flatten()
+        {
             task.abort();
         }
         endpoint.close(close_code(CloseCode::Done), b"");
@@ -179,13 +198,21 @@ async fn give_metrics(
     at: SocketAddr,
     node: &DeviceNode,
     lateral: &Arc<Lateral>,
+    gateway: Option<&DeviceGateway>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     let listener = metrics::listen(at).await.map_err(|e| Failure::new(Code::Usage, e.into()))?;
     let bound = listener.local_addr().context("the socket has no address")?;
     let (parents, lateral) = (node.parents.clone(), lateral.clone());
+    let gateway = gateway.map(|gateway| gateway.counters.clone());
     let text = move || {
         let neighbours = lateral.neighbourhood.reading();
-        metrics::of_device(&parents, neighbours, &lateral.content.counters, &lateral.server.counters)
+        metrics::of_device(
+            &parents,
+            neighbours,
+            &lateral.content.counters,
+            &lateral.server.counters,
+            gateway.as_deref(),
+        )
     };
     Ok((bound, tokio::spawn(metrics::run(listener, text))))
 }

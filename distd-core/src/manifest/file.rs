@@ -118,6 +118,22 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_from_an_offset_begins_with_the_chunk_that_has_its_byte() {
+        for count in [0, 1, 255, 256, 257, 5000, 70_001] {
+            let m = manifest(0..count);
+            let all: Vec<_> = m.entries().collect();
+            let borders = all.iter().step_by(977).flat_map(|at| {
+                let end = at.offset + u64::from(at.entry.len);
+                [at.offset, at.offset + 1, end - 1, end]
+            });
+            for offset in borders.chain([0, m.root().bytes, u64::MAX]) {
+                let first = all.partition_point(|at| at.offset + u64::from(at.entry.len) <= offset);
+                assert!(m.entries_at(offset).take(3).eq(all[first..].iter().copied().take(3)), "{offset}");
+            }
+        }
+    }
+
+    #[test]
     fn the_file_form_reads_back_and_any_flipped_byte_is_refused_or_another_id() {
         let m = manifest(0..300);
         let bytes = m.to_file_bytes();

@@ -148,7 +148,13 @@ impl Manifest {
 
     /// Returns every chunk in artifact order, repeats included.
     pub fn entries(&self) -> Entries<'_> {
-        Entries::new(self)
+        Entries::new(self, 0)
+    }
+
+    /// Returns the chunk that has the byte at `offset`, and every chunk behind it, in artifact
+    /// order. Costs a few nodes, wherever the offset is.
+    pub fn entries_at(&self, offset: u64) -> Entries<'_> {
+        Entries::new(self, offset)
     }
 
     /// Returns levels and hashes of the nodes that no manifest of `held` has, highest first: the

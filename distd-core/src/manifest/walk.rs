@@ -34,7 +34,7 @@ impl<'a> Walk<'a> {
         Self { manifest, stack, leaf: Vec::new().into_iter(), offset: 0 }
     }
 
-    fn next(&mut self, mut skip: impl FnMut(u8, &NodeHash) -> bool) -> Option<ChunkAt> {
+    fn next(&mut self, mut skip: impl FnMut(u8, &Child, u64) -> bool) -> Option<ChunkAt> {
         loop {
             if let Some(entry) = self.leaf.next() {
                 let at = ChunkAt { offset: self.offset, entry };
@@ -47,7 +47,7 @@ impl<'a> Walk<'a> {
                 self.stack.pop();
                 continue;
             };
-            if skip(level, &child.hash) {
+            if skip(level, &child, self.offset) {
                 self.offset += child.bytes;
                 continue;
             }
@@ -63,13 +63,18 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Every chunk of a manifest in artifact order ([`Manifest::entries`]).
+/// Every chunk of a manifest in artifact order ([`Manifest::entries`]), or those from an offset on
+/// ([`Manifest::entries_at`]).
 #[derive(Debug)]
-pub struct Entries<'a>(Walk<'a>);
+pub struct Entries<'a> {
+    walk: Walk<'a>,
+    /// Chunks that end at or before this offset are left out.
+    from: u64,
+}
 
 impl<'a> Entries<'a> {
-    pub(super) fn new(manifest: &'a Manifest) -> Self {
-        Self(Walk::new(manifest))
+    pub(super) fn new(manifest: &'a Manifest, from: u64) -> Self {
+        Self { walk: Walk::new(manifest), from }
     }
 }
 
@@ -77,7 +82,14 @@ impl Iterator for Entries<'_> {
     type Item = ChunkAt;
 
     fn next(&mut self) -> Option<ChunkAt> {
-        self.0.next(|_, _| false)
+        let from = self.from;
+        loop {
+            // Subtrees before the offset are skipped without a look at their nodes.
+            let at = self.walk.next(|_, child, offset| offset.saturating_add(child.bytes) <= from)?;
+            if at.offset.saturating_add(at.entry.len.into()) > from {
+                return Some(at);
+            }
+        }
     }
 }
 
@@ -100,7 +112,7 @@ impl Iterator for Changed<'_> {
 
     fn next(&mut self) -> Option<ChunkAt> {
         let held = self.held;
-        self.walk.next(|_, hash| held.nodes.contains_key(hash))
+        self.walk.next(|_, child, _| held.nodes.contains_key(&child.hash))
     }
 }
 

@@ -345,6 +345,24 @@ pub fn https_server(credentials: Arc<Credentials>) -> ServerConfig {
     config
 }
 
+/// Server configuration of a gateway, with the certificate that its site trusts: TLS 1.2 and 1.3,
+/// HTTP/1.1 and 2. Callers authenticate with tokens.
+///
+/// # Errors
+/// When the key does not fit the certificate, or either cannot be used.
+pub fn gateway_server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 fn into_quic_server(config: ServerConfig) -> quinn::ServerConfig {
     let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
         .expect("the provider has the suite of QUIC's initial packets");

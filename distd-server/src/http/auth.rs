@@ -10,9 +10,9 @@ use axum::http::request::Parts;
 pub use distd_core::api::Scope;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
+use distd_peer::listener::Authenticated;
 use distd_peer::trust::token::ApiToken;
 
-use super::connections::Authenticated;
 use super::{ApiError, App};
 pub(super) use crate::db::token_id;
 use crate::db::{ApiTokenRow, Db, MoveBy};
@@ -117,19 +117,36 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
             .headers
             .get(AUTHORIZATION)
             .ok_or_else(|| ApiError::unauthorised("this request needs an API token"))?;
-        let no_token = || ApiError::unauthorised("the Authorization header holds no API token");
         let (scheme, token) = header.to_str().ok().and_then(|t| t.split_once(' ')).ok_or_else(no_token)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(no_token());
         }
-        let token: ApiToken = token.parse().map_err(|_| no_token())?;
+        Self::of_token(app, token, parts.extensions.get()).await
+    }
+}
+
+fn no_token() -> ApiError {
+    ApiError::unauthorised("the Authorization header holds no API token")
+}
+
+impl<N: Need> Caller<N> {
+    /// The caller who showed the token `text`, whose connection is marked as authenticated.
+    ///
+    /// # Errors
+    /// When the token is unknown or expired, or lacks the scope of `N`.
+    pub(super) async fn of_token(
+        app: &App,
+        text: &str,
+        connection: Option<&Authenticated>,
+    ) -> Result<Self, ApiError> {
+        let token: ApiToken = text.parse().map_err(|_| no_token())?;
         // The lookup is by hash, so its duration reveals nothing about any secret.
         let row = app.origin.db().api_token(&token.secret_hash()).await?;
         let row = row.ok_or_else(|| ApiError::unauthorised("this origin does not know this token"))?;
         if !row.is_valid(signed(unix_now())) {
             return Err(ApiError::unauthorised("this token has expired or was revoked"));
         }
-        if let Some(authenticated) = parts.extensions.get::<Authenticated>() {
+        if let Some(authenticated) = connection {
             authenticated.set();
         }
         let scopes = scopes_of_row(&row.scopes);

@@ -8,11 +8,11 @@ mod audit;
 mod auth;
 mod body;
 mod channels;
-mod connections;
 mod content;
 mod drain;
 mod error;
 mod fleet;
+mod gateway;
 mod grants;
 mod groups;
 mod manifests;
@@ -41,6 +41,7 @@ use std::sync::Arc;
 use axum::Router;
 use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
+use distd_peer::gateway::Remembered;
 use distd_peer::serve::ServeCounters;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -66,6 +67,8 @@ pub struct App {
     tasks: TaskTracker,
     lists: Arc<Semaphore>,
     spooling: Arc<spool::Spooling>,
+    /// What the gateway remembers of its callers.
+    remembered: Remembered,
 }
 
 impl App {
@@ -78,6 +81,7 @@ impl App {
             tasks: TaskTracker::new(),
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
             spooling: Arc::default(),
+            remembered: Remembered::default(),
         })
     }
 
@@ -137,6 +141,7 @@ fn routes() -> impl Iterator<Item = Route> {
         audit::routes(),
         receipts::routes(),
         tuf::routes(),
+        gateway::routes(),
     ];
     resources.into_iter().flatten()
 }

@@ -10,8 +10,10 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::App;
+use distd_peer::gateway::without_token;
 use distd_peer::random;
+
+use super::App;
 
 /// Header that carries the id, in requests and responses.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,7 +47,7 @@ pub(super) async fn layer(State(app): State<Arc<App>>, request: Request, next: N
     // The route's pattern, not the path, because a metric's label must have few values.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
+    let path = without_token(request.uri().path()).into_owned();
     let began = Instant::now();
     let mut response = ID.scope(id.clone(), next.run(request)).await;
     let elapsed = began.elapsed();

@@ -2,6 +2,7 @@
 //! share.
 
 mod agree;
+mod artifact;
 mod capabilities;
 mod content;
 mod fleet;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use distd_peer::news::Newsroom;
@@ -33,6 +35,7 @@ use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
+use self::artifact::ArtifactBytes;
 use self::manifests::ManifestCache;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
@@ -381,6 +384,15 @@ impl Origin {
     /// The manifests that were used last.
     pub(crate) fn manifests(&self) -> &ManifestCache {
         &self.manifests
+    }
+
+    /// The bytes of a release's artifact, by its manifest.
+    ///
+    /// # Errors
+    /// As [`Ingest::manifest`].
+    pub(crate) async fn artifact(&self, manifest: ManifestId) -> Result<ArtifactBytes, IngestError> {
+        let loaded = self.manifests.load(&manifest).await?;
+        Ok(ArtifactBytes::new(loaded, self.chunks.clone()))
     }
 
     /// Uploads and commits.

@@ -1,6 +1,6 @@
 //! Limits on open connections, in total and for each address.
 //!
-//! When a limit is reached, the origin closes the oldest connection that has not shown a valid
+//! When a limit is reached, the server closes the oldest connection that has not shown a valid
 //! token: the oldest one from the same address if that address is at its limit, otherwise the
 //! oldest of all. So a new caller gets in even while other callers hold connections open, and a
 //! connection that has shown a token is never closed for another one.
@@ -23,13 +23,13 @@ const UNAUTHENTICATED_MAX: usize = 480;
 const UNAUTHENTICATED_PER_ADDRESS_MAX: usize = 32;
 
 /// Flag that tells whether a connection has shown a valid token. Each request of the connection
-/// carries it in its extensions, and [`super::auth::Caller`] sets it.
+/// carries it in its extensions, and whoever checks the token sets it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Authenticated(Arc<AtomicBool>);
+pub struct Authenticated(Arc<AtomicBool>);
 
 impl Authenticated {
     /// Marks the connection as authenticated, for as long as it lasts.
-    pub(super) fn set(&self) {
+    pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
@@ -40,7 +40,7 @@ impl Authenticated {
 
 /// All open connections, in the order in which they were accepted.
 #[derive(Debug, Default)]
-pub(super) struct Connections(Mutex<Open>);
+pub struct Connections(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
@@ -57,12 +57,13 @@ struct Connection {
 
 /// Permission to keep one connection open; the drop gives it back.
 #[derive(Debug)]
-pub(super) struct ConnectionSlot {
+pub struct ConnectionSlot {
     connections: Arc<Connections>,
     number: u64,
-    pub(super) authenticated: Authenticated,
+    /// Mark that keeps the connection open once its caller has shown a token.
+    pub authenticated: Authenticated,
     /// Cancelled when the connection has to close, because a newer one needs its slot.
-    pub(super) evicted: CancellationToken,
+    pub evicted: CancellationToken,
 }
 
 impl Drop for ConnectionSlot {
@@ -77,7 +78,7 @@ impl Connections {
     }
 
     /// A slot for a new connection from `address`; `None` if callers with tokens have all slots.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
         // An IPv4 caller on an IPv6 socket has a mapped address, which counts as the IPv4 one.
         let address = address.to_canonical();
         let mut open = self.open();

@@ -1,0 +1,245 @@
+//! Connections of a gateway: TLS or plain on loopback, HTTP/1.1 and HTTP/2, bounds in time and
+//! number.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use distd_core::error::Chain;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use super::{Address, Body, Caller, Refusal, Releases, Remembered, Tokens, answer, shown_token};
+use crate::listener::{Authenticated, Connections, Unstalled};
+
+/// Longest duration of a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Longest time for a request's head, which is also how long an idle connection stays open.
+const HEAD: Duration = Duration::from_secs(60);
+
+/// Largest head of a request, and bytes read at once.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Most requests at once on one connection of HTTP/2.
+const STREAMS_MAX: u32 = 32;
+
+/// Bytes of answers that wait for the caller on one stream of HTTP/2.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+
+/// Pause after an accept failed, usually for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Time that downloads have to end when the gateway stops.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Who may ask a gateway.
+#[derive(Debug)]
+pub enum Access {
+    /// Anyone who reaches it: every program of the machine, on a loopback address.
+    Anyone,
+    /// Callers with a token.
+    Tokens(Mutex<Tokens>),
+}
+
+/// What a gateway did.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Requests.
+    pub requests: AtomicU64,
+    /// Requests that were answered with a status of 400 or above.
+    pub refused: AtomicU64,
+    /// Bytes of bodies that were handed to callers.
+    pub sent_bytes: AtomicU64,
+    /// Connections that were refused because too many were open.
+    pub connections_refused: AtomicU64,
+}
+
+/// A gateway: releases, and who may have them.
+pub struct Gateway {
+    releases: Arc<dyn Releases>,
+    access: Access,
+    remembered: Remembered,
+    /// What it did.
+    pub counters: Arc<Counters>,
+}
+
+impl Gateway {
+    /// Offers `releases` to those whom `access` lets in.
+    pub fn new(releases: Arc<dyn Releases>, access: Access) -> Arc<Self> {
+        Arc::new(Self { releases, access, remembered: Remembered::default(), counters: Arc::default() })
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        from: SocketAddr,
+        authenticated: &Authenticated,
+    ) -> Response<Body> {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let response = match self.admitted(&request, authenticated) {
+            Err(refusal) => refusal.into_response(),
+            Ok(address) => {
+                let caller = Caller { address: from.ip().to_canonical(), remembered: &self.remembered };
+                answer(&*self.releases, request.method(), &address, request.headers(), caller).await
+            }
+        };
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        // The path may have a token in it, so it is not logged.
+        tracing::debug!(%from, method = %request.method(), status = status.as_u16(), "answered");
+        let counters = self.counters.clone();
+        response.map(|body| {
+            body.counted(Arc::new(move |bytes| {
+                counters.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }))
+        })
+    }
+
+    /// Returns the address of a request, if its caller may ask.
+    fn admitted(
+        &self,
+        request: &Request<Incoming>,
+        authenticated: &Authenticated,
+    ) -> Result<Address, Refusal> {
+        let parsed = Address::of_path(request.uri().path());
+        if let Access::Tokens(tokens) = &self.access {
+            let in_path = parsed.as_ref().ok().and_then(|(_, token)| token.clone());
+            let shown = shown_token(request.headers()).or(in_path);
+            let mut tokens = tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = tokens.read_again() {
+                tracing::warn!(error = %Chain(&error), "the tokens of the gateway are as before");
+            }
+            if !shown.is_some_and(|shown| tokens.has(&shown)) {
+                let message = "this gateway needs a token of its own";
+                let next = "make one where the gateway runs: distd gateway token add LABEL; send it as \
+                            \"Authorization: Bearer TOKEN\", as a password, or before the path as /t/TOKEN/r/...";
+                return Err(Refusal::new(StatusCode::UNAUTHORIZED, message, next));
+            }
+            authenticated.set();
+        }
+        let (address, _) = parsed.map_err(|error| {
+            let next = "the manual has examples: docs/gateway.md";
+            Refusal::not_found(error.to_string(), next)
+        })?;
+        Ok(address)
+    }
+}
+
+/// Serves connections on `listener` until `stop` becomes true or its sender is gone. Without `tls`
+/// the gateway speaks plain HTTP.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    gateway: Arc<Gateway>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let acceptor = tls.map(TlsAcceptor::from);
+    let connections = Arc::<Connections>::default();
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stopped(&mut stop) => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "could not accept a connection of the gateway");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(slot) = connections.admit(from.ip()) else {
+            gateway.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        if matches!(gateway.access, Access::Anyone) {
+            slot.authenticated.set();
+        }
+        let (acceptor, gateway, stop) = (acceptor.clone(), gateway.clone(), stop.clone());
+        tasks.spawn(async move {
+            let authenticated = slot.authenticated.clone();
+            tokio::select! {
+                () = connection(stream, from, acceptor, &gateway, authenticated, stop) => {}
+                () = slot.evicted.cancelled() => {
+                    gateway.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+    }
+    drop(listener);
+    tasks.close();
+    let _ = timeout(GRACE, tasks.wait()).await;
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
+    gateway: &Arc<Gateway>,
+    authenticated: Authenticated,
+    stop: watch::Receiver<bool>,
+) {
+    // If the socket refuses the option, it is about to fail anyway.
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return requests(stream, from, gateway, authenticated, stop).await;
+    };
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, from, gateway, authenticated, stop).await,
+        Ok(Err(error)) => tracing::debug!(%from, error = %Chain(&error), "TLS handshake failed"),
+        Err(_) => tracing::debug!(%from, "TLS handshake took too long"),
+    }
+}
+
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    from: SocketAddr,
+    gateway: &Arc<Gateway>,
+    authenticated: Authenticated,
+    mut stop: watch::Receiver<bool>,
+) {
+    let gateway = gateway.clone();
+    let service = service_fn(move |request| {
+        let (gateway, authenticated) = (gateway.clone(), authenticated.clone());
+        async move { Ok::<_, Infallible>(gateway.respond(request, from, &authenticated).await) }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER_BYTES);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES);
+    let connection = server.serve_connection(TokioIo::new(Unstalled::new(stream)), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%from, error = %Chain(&*error), "connection of the gateway ended");
+    }
+}
