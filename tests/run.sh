@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
-. tests/lib/newer_erofs.sh
+. tests/lib/later_debian.sh
 
 quick=
 case "${1:-}" in
@@ -17,7 +17,7 @@ case "${1:-}" in
 esac
 began=$SECONDS
 
-[ -n "$quick" ] || need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -72,7 +72,18 @@ echo "== an outside TUF client on our repository"
 cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
 "$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
 
-DISTD_TEST_NEWER_MKFS=$(newer_erofs "$PWD/target/tmp/erofs-utils"); export DISTD_TEST_NEWER_MKFS
+# Updaters, and a mkfs.erofs that packs with deflate, zstd and lzma too.
+DISTD_TEST_LATER_DEBIAN=$(later_debian "$PWD/target/tmp/later-debian" base-files erofs-utils systemd-container gpg gpgv swupdate)
+export DISTD_TEST_LATER_DEBIAN
+if mkfs.erofs --help 2>&1 | grep -q zstd; then
+  DISTD_TEST_NEWER_MKFS=$(command -v mkfs.erofs)
+else
+  DISTD_TEST_NEWER_MKFS=$work/mkfs.erofs
+  printf '#!/bin/sh\nlib=$(echo "%s"/usr/lib/*-linux-gnu*)\nexec "$lib"/ld-linux-*.so.* --library-path "$lib" "%s/usr/bin/mkfs.erofs" "$@"\n' \
+    "$DISTD_TEST_LATER_DEBIAN" "$DISTD_TEST_LATER_DEBIAN" >"$DISTD_TEST_NEWER_MKFS"
+  chmod +x "$DISTD_TEST_NEWER_MKFS"
+fi
+export DISTD_TEST_NEWER_MKFS
 
 echo "== tests"
 cargo build --workspace --bins --locked

@@ -42,6 +42,7 @@
 //! | [`role`] | roles of nodes |
 //! | [`fleet`] | labels and groups of nodes, their rights, and the capabilities that prove them |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
+//! | [`file_name`] | names of files under which other update clients know releases |
 //! | [`bounds`] | bounds on input from files and peers |
 //! | [`mod@error`] | an error and its causes on one line |
 //! | [`text`] | foreign text made safe for an operator's terminal |
@@ -60,6 +61,7 @@ pub mod bounds;
 pub mod cut;
 pub mod error;
 pub mod explain;
+pub mod file_name;
 pub mod fleet;
 pub mod ids;
 pub mod lru;

@@ -76,6 +76,18 @@ enum Command {
         #[arg(long, value_name = "DURATION", default_value = "24h")]
         cert_validity: String,
     },
+    /// Print the realm's public OpenPGP key, with which update clients such as systemd-sysupdate
+    /// verify SHA256SUMS. The key is made at the first need. The origin may run.
+    OpenpgpKey {
+        /// Print text in place of packets.
+        #[arg(long)]
+        armor: bool,
+        /// Print the key that is to sign later, so that devices know it before it does.
+        #[arg(long)]
+        next: bool,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
     /// Make an admin token, when the last one is lost. The origin may run.
     AdminToken {
         /// Write it to this new file, readable by its owner alone, instead of printing it.
@@ -381,6 +393,16 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Root { command } => root(command).await?,
         Command::Signer { .. } => unreachable!("main answers it before there is a runtime"),
+        Command::OpenpgpKey { armor, next, places } => {
+            let key = offline::openpgp_key(&places.places()?, next)?;
+            let mut out = std::io::stdout().lock();
+            if armor {
+                out.write_all(key.armored().as_bytes())?;
+            } else {
+                out.write_all(&key.packets)?;
+            }
+            out.flush()?;
+        }
         Command::AdminToken { out, label, places } => {
             match (offline::admin_token(&places.places()?, &label, out.as_deref()).await?, out) {
                 (Some(token), _) => writeln!(std::io::stdout(), "{token}")?,

@@ -6,6 +6,7 @@ pub mod disks;
 pub mod faults;
 pub mod impair;
 pub mod lab;
+pub mod later;
 pub mod leaf;
 pub mod machine;
 pub mod netns;

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::api::{
-    Channel, ChannelApproval, ChannelHistory, ChannelList, JoinTokenList, MadeJoinToken, MadeToken, Move,
-    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode,
-    RevokedNode, Token, TokenList, Wanted,
+    Channel, ChannelApproval, ChannelHistory, ChannelList, FileName, JoinTokenList, MadeJoinToken, MadeToken,
+    Move, NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release,
+    ReleaseList, RevokeNode, RevokedNode, Token, TokenList, Wanted,
 };
 use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
@@ -213,7 +213,8 @@ impl Api {
     ) -> Result<Channel, ApiError> {
         let path = ["v1", "products", product, "channels", channel];
         let body = Move { version: version.to_owned(), downgrade };
-        self.with_body(Method::PUT, &path, &body).await
+        // The origin reads a release of a product with a file name before it answers.
+        self.send_json(self.request(Method::PUT, &path).json(&body)).await
     }
 
     /// Has the rollouts of a channel wait for the approval of a second token, or not.
@@ -331,6 +332,18 @@ impl Api {
     /// Returns the channels of a product.
     pub(crate) async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
         self.get(&["v1", "products", product, "channels"]).await
+    }
+
+    /// Sets the file name of a product.
+    pub(crate) async fn set_file_name(&self, product: &str, name: &str) -> Result<Product, ApiError> {
+        let path = ["v1", "products", product, "file-name"];
+        // The origin reads the releases of the product's channels before it answers.
+        self.send_json(self.request(Method::PUT, &path).json(&FileName { name: name.to_owned() })).await
+    }
+
+    /// Removes the file name of a product.
+    pub(crate) async fn remove_file_name(&self, product: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "products", product, "file-name"]).await
     }
 
     /// Returns the products that the token can see.

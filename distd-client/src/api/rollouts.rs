@@ -13,7 +13,9 @@ impl Api {
         channel: &str,
         new: &NewRollout,
     ) -> Result<RolloutDetail, ApiError> {
-        self.with_body(Method::POST, &["v1", "products", product, "channels", channel, "rollouts"], new).await
+        let path = ["v1", "products", product, "channels", channel, "rollouts"];
+        // The origin reads releases of a product with a file name before it answers.
+        self.send_json(self.request(Method::POST, &path).json(new)).await
     }
 
     /// Returns the rollout of a channel that is under way, or else the newest.

@@ -15,9 +15,10 @@ use distd_core::error::Chain;
 use distd_core::lru::Lru;
 use distd_core::manifest::Kind;
 use distd_core::names::{Name, Wanted};
-use distd_peer::gateway::{Address, FileBytes, Found, Reference, Refusal, Releases};
+use distd_peer::gateway::{Address, FileBytes, Found, NamedFile, Reference, Refusal, Releases};
 use distd_peer::news::Newsroom;
 use distd_peer::random;
+use distd_peer::trust::tuf::ChannelFiles;
 use http::StatusCode;
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -67,6 +68,8 @@ pub(super) struct PulledReleases {
     /// Question by which a release was found: its pull asks the same, because a right may be one to
     /// a channel alone.
     asked: Mutex<Lru<(Name, Name), Wanted>>,
+    /// What the channel that was looked at last says of the files of its product.
+    files: Mutex<Lru<Name, ChannelFiles>>,
     pulls: Arc<Semaphore>,
 }
 
@@ -79,6 +82,7 @@ impl PulledReleases {
             looked: Mutex::new(Lru::new(LOOKED_MAX)),
             entries: Mutex::default(),
             asked: Mutex::new(Lru::new(LOOKED_MAX)),
+            files: Mutex::new(Lru::new(LOOKED_MAX)),
             pulls: Arc::new(Semaphore::new(PULLS_MAX)),
         })
     }
@@ -134,7 +138,7 @@ impl PulledReleases {
             return Ok(looked.found.clone());
         }
         let request = self.pull_request(wanted.clone(), None).map_err(|error| refusal(&error))?.unshared();
-        match look(&request).await.and_then(|look| found(product, look)) {
+        match look(&request).await.and_then(|look| self.found(product, look, is_channel)) {
             Ok(found) => {
                 *last = Some(Looked { at: Instant::now(), found: found.clone() });
                 let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -345,28 +349,46 @@ impl Releases for OnDemand {
     }
 }
 
-/// A release that was looked up, as a gateway knows it.
-fn found(product: &Name, look: Look) -> anyhow::Result<Found> {
-    if look.ahead {
-        let error = anyhow!(
-            "{product}@{} is older than what was here, and nobody ordered the way back",
-            look.version
-        );
+impl PulledReleases {
+    /// A release that was looked up, as a gateway knows it.
+    fn found(&self, product: &Name, look: Look, is_channel: bool) -> anyhow::Result<Found> {
+        let Look { version, manifest, root, files, ahead, .. } = look;
+        check_offered(product, &version, ahead, root.kind)?;
+        let files = {
+            let mut known = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            match &files {
+                Some(files) => drop(known.put(product.clone(), files.clone(), 1)),
+                None if is_channel => drop(known.remove(product)),
+                None => {}
+            }
+            // The document of a channel names the files of a version that is asked for by its number.
+            files.or_else(|| known.get(product).cloned())
+        };
+        let file = files.map(|files| NamedFile {
+            name: files.name_of(&version),
+            sums: files.listing(&version).map(|text| {
+                let signature = files.sums.get(&version).map(|sum| sum.signature.clone().into());
+                (text, signature)
+            }),
+        });
+        let product = product.clone();
+        Ok(Found { product, version, manifest, bytes: root.bytes, blake3: root.blake3.0, file })
+    }
+}
+
+/// Refuses a release that a gateway cannot give to anyone.
+fn check_offered(product: &Name, version: &Name, ahead: bool, kind: Kind) -> anyhow::Result<()> {
+    if ahead {
+        let error =
+            anyhow!("{product}@{version} is older than what was here, and nobody ordered the way back");
         let next = "an operator can order it: distd channel set --downgrade";
         return Err(Failure::new(Code::Refused, error).next(next).into());
     }
-    if look.root.kind != Kind::File {
-        let error = anyhow!("{product}@{} is a directory, and a gateway offers files", look.version);
+    if kind != Kind::File {
+        let error = anyhow!("{product}@{version} is a directory, and a gateway offers files");
         return Err(Failure::new(Code::NotFound, error).next("install it with distd pull").into());
     }
-    Ok(Found {
-        product: product.clone(),
-        version: look.version,
-        manifest: look.manifest,
-        bytes: look.root.bytes,
-        blake3: look.root.blake3.0,
-        file: None,
-    })
+    Ok(())
 }
 
 /// Makes the answer to a caller of a failure.

@@ -13,7 +13,7 @@ use distd_core::manifest::{Kind, Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
 use distd_peer::trust::files;
-use distd_peer::trust::tuf::{Chosen, Resolved};
+use distd_peer::trust::tuf::{ChannelFiles, Chosen, Resolved};
 
 use super::arriving::Arriving;
 use super::downgrade::{self, PendingRelease, Refused, Step, When};
@@ -155,6 +155,9 @@ pub struct Look {
     pub ahead: bool,
     /// Root node of the manifest.
     pub root: Root,
+    /// Names and sums of the channel's files for other updaters, if a channel was asked for and it
+    /// has some.
+    pub files: Option<ChannelFiles>,
 }
 
 /// Resolves the release that `request` leads to, and fetches and writes nothing else.
@@ -172,6 +175,7 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         Err(error) if cause_of::<Refused>(&error).is_some() => true,
         Err(error) => return Err(error),
     };
+    let files = resolved.channel.as_ref().and_then(|doc| doc.files.clone());
     let document = resolved.channel.as_ref().and_then(|doc| Some((doc.rollout.as_ref()?.id, doc.counter)));
     let led_by = resolved
         .channel
@@ -181,6 +185,7 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
     let wave = led_by.as_ref().and_then(|doc| doc.wave(&session.node(), labels.as_ref()));
     Ok(Look {
         root: Root::decode(&resolved.root_node)?,
+        files,
         document,
         wave,
         version: resolved.version,

@@ -22,7 +22,13 @@ const HEX: &str = "0707070707070707070707070707070707070707070707070707070707070
 #[test]
 fn answers_are_these_texts() {
     let cut = Cut::from(CutParams::default());
-    let product = Product { name: "os".into(), cut, created: 5 };
+    let product = Product { name: "os".into(), cut, created: 5, file_name: None };
+    let named = Product { file_name: Some("os_@v.erofs".into()), ..product.clone() };
+    both(
+        &named,
+        r#"{"name":"os","cut":{"min":4096,"avg":16384,"max":65536},"created":5,"file_name":"os_@v.erofs"}"#,
+    );
+    both(&FileName { name: "os_@v.erofs".into() }, r#"{"name":"os_@v.erofs"}"#);
     both(
         &ProductList { products: vec![product] },
         r#"{"products":[{"name":"os","cut":{"min":4096,"avg":16384,"max":65536},"created":5}]}"#,

@@ -42,7 +42,7 @@ pub use nodes::{
     label_texts,
 };
 pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
-pub use products::{Cut, NewProduct, Product, ProductList};
+pub use products::{Cut, FileName, NewProduct, Product, ProductList};
 pub use receipts::{
     NodeLog, RECEIPTS_PAGE, RECEIPTS_PAGE_MAX, ReceiptsEntry, ReceiptsHead, ReceiptsPage, ReceiptsProof,
 };

@@ -57,6 +57,20 @@ pub struct Product {
     pub cut: Cut,
     /// Time of its creation, unix seconds.
     pub created: i64,
+    /// Pattern of the names of files under which other update clients know its releases, as
+    /// `os_@v.erofs`; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_name: Option<String>,
+}
+
+/// File name of a product.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct FileName {
+    /// Letters, digits and `._+-`, with `@v` once where the version stands; at most 100 bytes, and
+    /// no dot at the beginning.
+    pub name: String,
 }
 
 /// Products for which the token is valid.

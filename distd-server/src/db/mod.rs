@@ -14,6 +14,7 @@ mod compact;
 mod conditions;
 mod doomed;
 mod enrol;
+mod files;
 mod fleet;
 mod found;
 mod grants;
@@ -49,6 +50,7 @@ pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
+pub use files::{FileDigests, FileSignature};
 pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts};
 pub use found::FOUND_MAX;
 pub use grants::{AddGrants, GrantRow};
@@ -474,6 +476,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0014_audit"),
     migration!("0015_conditions"),
     migration!("0016_receipts", ".sqlite.sql", ".postgres.sql"),
+    migration!("0017_file_names"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -651,6 +654,7 @@ mod tests {
             ("audit", "f62989da0417e8f6", "58e1163c325ff142"),
             ("conditions", "ef860728dcbc4c90", "ef860728dcbc4c90"),
             ("receipts", "2ae90e20a38609b2", "e4f327b96cd7aefb"),
+            ("file_names", "281c859b3f28ba18", "1ce025c0086e6f51"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -1,8 +1,10 @@
 //! Products: named lines of artifacts and how they are cut.
 //!
-//! Table `products`: name and cut parameters; `last_sequence`, the last number given to a release.
+//! Table `products`: name and cut parameters; `last_sequence`, the last number given to a release;
+//! `file_name`, pattern of the names of files under which other update clients know releases.
 
 use distd_core::cut::CutParams;
+use distd_core::file_name::FilePattern;
 use distd_core::names::Name;
 use serde_json::{Value, json};
 use sqlx::any::AnyRow;
@@ -21,9 +23,11 @@ pub struct ProductRow {
     pub cut: CutParams,
     /// Time at which it was made.
     pub created: UnixSeconds,
+    /// Pattern of the names of its files; `None` without one.
+    pub file_name: Option<FilePattern>,
 }
 
-const COLUMNS: &str = "name, cut_min, cut_avg, cut_max, created";
+const COLUMNS: &str = "name, cut_min, cut_avg, cut_max, created, file_name";
 
 fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
     let (min, avg, max) = (row.number32("cut_min")?, row.number32("cut_avg")?, row.number32("cut_max")?);
@@ -31,6 +35,7 @@ fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
         name: row.parsed("name")?,
         cut: CutParams::new(min, avg, max).map_err(|_| impossible("cut_min"))?,
         created: row.time("created")?,
+        file_name: row.text_or_none("file_name")?.map(|_| row.parsed("file_name")).transpose()?,
     })
 }
 

@@ -115,13 +115,14 @@ impl Releases for Stored {
             let message = format!("{product}@{version} is a directory, and a gateway offers files");
             return Err(Refusal::not_found(message, "install it with distd pull"));
         }
+        let file = self.0.named_file(&row).await.map_err(failed)?;
         Ok(Found {
             product: product.clone(),
             version,
             manifest: row.manifest,
             bytes: row.bytes,
             blake3: row.blake3.0,
-            file: None,
+            file,
         })
     }
 

@@ -20,6 +20,7 @@ mod metrics;
 mod nodes;
 mod objects;
 mod openapi;
+mod openpgp;
 mod packs;
 mod patches;
 mod products;
@@ -142,6 +143,7 @@ fn routes() -> impl Iterator<Item = Route> {
         receipts::routes(),
         tuf::routes(),
         gateway::routes(),
+        openpgp::routes(),
     ];
     resources.into_iter().flatten()
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use distd_core::api::{Cut, NewProduct, Product, ProductList};
+use distd_core::api::{Cut, FileName, NewProduct, Product, ProductList};
 use distd_core::cut::CutParams;
+use distd_core::file_name::FilePattern;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 
@@ -18,11 +19,16 @@ use crate::db::ProductRow;
 use crate::origin::signed;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![create, list, show]
+    routes![create, list, show, set_file_name, remove_file_name]
 }
 
 fn shown(row: ProductRow) -> Product {
-    Product { name: row.name.to_string(), cut: row.cut.into(), created: row.created }
+    Product {
+        name: row.name.to_string(),
+        cut: row.cut.into(),
+        created: row.created,
+        file_name: row.file_name.map(|pattern| pattern.to_string()),
+    }
 }
 
 /// Creates a product, or changes the cut parameters of later releases of an existing one.
@@ -79,6 +85,56 @@ pub(super) async fn show(
 ) -> Result<Json<Product>, ApiError> {
     caller.may(&name)?;
     Ok(Json(shown(find(&app, &name).await?)))
+}
+
+/// Sets the file name of a product. The documents of its channels then have sums of the files,
+/// which the origin computes before it answers.
+#[utoipa::path(put, path = "/v1/products/{product}/file-name", tag = "products", params(("product" = String, Path)),
+    request_body = FileName, responses((status = 200, body = Product)), security(("token" = ["publish"])))]
+pub(super) async fn set_file_name(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    PathParams(name): PathParams<Name>,
+    JsonBody(wanted): JsonBody<FileName>,
+) -> Result<Json<Product>, ApiError> {
+    caller.may(&name)?;
+    let pattern: FilePattern = wanted.name.parse().map_err(|e| {
+        ApiError::bad_request(format!("{:?} is no file name: {e}", wanted.name), "choose another name")
+    })?;
+    change_file_name(&app, caller, &name, Some(pattern)).await?;
+    Ok(Json(shown(find(&app, &name).await?)))
+}
+
+/// Removes the file name of a product, and with it the sums in the documents of its channels.
+#[utoipa::path(delete, path = "/v1/products/{product}/file-name", tag = "products", params(("product" = String, Path)),
+    responses((status = 204, description = "Removed")), security(("token" = ["publish"])))]
+pub(super) async fn remove_file_name(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    PathParams(name): PathParams<Name>,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&name)?;
+    change_file_name(&app, caller, &name, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn change_file_name(
+    app: &Arc<App>,
+    caller: Caller<ToPublish>,
+    name: &Name,
+    pattern: Option<FilePattern>,
+) -> Result<(), ApiError> {
+    let (at, name) = (app.clone(), name.clone());
+    let work = app.detached(async move {
+        let db = caller.db(&at);
+        if !at.origin.set_file_name(&db, &name, pattern.as_ref()).await? {
+            return Err(ApiError::unknown_product(&name));
+        }
+        let pattern = pattern.as_ref().map(FilePattern::as_str);
+        tracing::info!(product = %name, pattern, by = caller.row.label, "file name set");
+        Ok(())
+    });
+    work.await
 }
 
 /// Row of the product, or the refusal for an unknown product.

@@ -9,8 +9,8 @@ use super::{is_begun, is_origin};
 use crate::locks::{LockError, Locks};
 use crate::origin::Places;
 use crate::realm::{Authority, RealmError};
-use crate::signer::KeyHolder;
-use crate::tuf::{Options, RepositoryError, RotatableRole, TufRepository};
+use crate::signer::{KeyHolder, OpenPgpKey, OpenPgpPublic};
+use crate::tuf::{KeyError, Options, RepositoryError, RotatableRole, TufRepository};
 
 /// Error of changing keys.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,12 @@ pub enum KeysError {
     /// The CA's key is in a signer.
     #[error("the signer renews no CA: give its directory with --keys")]
     InSigner,
+    /// The next OpenPGP key is where the signer's keys are.
+    #[error("the signer shows only the key that signs: give its directory with --keys")]
+    NextInSigner,
+    /// The OpenPGP key cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The repository cannot be opened.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -74,6 +80,24 @@ pub fn renew_ca(places: &Places) -> Result<(PathBuf, u64), KeysError> {
     let KeyHolder::ThisProcess(keys) = &places.keys else { return Err(KeysError::InSigner) };
     let end = Authority::renew(keys, unix_now())?;
     Ok((keys.join("realm/ca.pem"), end))
+}
+
+/// Public half of the OpenPGP key that signs, or with `next` of the one that is to sign later. A
+/// missing key is made. The origin may run.
+///
+/// # Errors
+/// [`KeysError::NoOrigin`]; [`KeysError::NextInSigner`]; [`KeysError::Key`]
+pub fn openpgp_key(places: &Places, next: bool) -> Result<OpenPgpPublic, KeysError> {
+    if !is_origin(&places.data) {
+        return Err(KeysError::NoOrigin(places.data.clone()));
+    }
+    match &places.keys {
+        KeyHolder::ThisProcess(keys) if next => {
+            Ok(OpenPgpKey::load_or_create_next(keys, unix_now())?.public())
+        }
+        KeyHolder::Signer(_) if next => Err(KeysError::NextInSigner),
+        keys => Ok(keys.openpgp()?),
+    }
 }
 
 /// Gives roles new keys, one after the other. The origin must not run.

@@ -7,6 +7,7 @@
 //! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store (`own`) | everything |
 //! | `admin-token` | yes; the store must belong to the database | one row |
 //! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
+//! | `openpgp-key` | yes | the key's file, if there is none |
 
 mod backup;
 mod fsck;
@@ -19,7 +20,7 @@ mod token;
 
 pub use backup::{Backed, BackupError, backup};
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
-pub use keys::{KeysError, renew_ca, rotate};
+pub use keys::{KeysError, openpgp_key, renew_ca, rotate};
 pub use own::OwnError;
 pub use rebuild::RebuildError;
 pub use restore::{RestoreError, Restored, restore};

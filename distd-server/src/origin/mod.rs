@@ -2,9 +2,10 @@
 //! share.
 
 mod agree;
-mod artifact;
+mod bytes;
 mod capabilities;
 mod content;
+mod files;
 mod fleet;
 mod halts;
 mod manifests;
@@ -35,13 +36,13 @@ use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
-use self::artifact::ArtifactBytes;
+use self::bytes::ArtifactBytes;
 use self::manifests::ManifestCache;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
-use crate::signer::KeyHolder;
+use crate::signer::{KeyHolder, OpenPgpPublic};
 use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, RepositoryError, TufRepository};
 
@@ -217,6 +218,10 @@ pub struct Origin {
     rules: rights::RuleCache,
     report_pace: ReportPace,
     newest_head: receipts::NewestHead,
+    keys: KeyHolder,
+    /// Public half of the OpenPGP key, once somebody has asked for it.
+    openpgp: std::sync::OnceLock<OpenPgpPublic>,
+    digests: files::Digests,
     /// Signalled when a rollout may have a next step.
     rollouts_due: tokio::sync::Notify,
     /// Readings of the list of revoked nodes take turns.
@@ -286,10 +291,14 @@ impl Origin {
         let ingest = Ingest::new(db.clone(), store.clone())
             .with_zstd_level(zstd_level)
             .with_limits(limits, vec![spool.clone()]);
+        let chunks = Chunks::new(db.clone(), store.clone());
         let news = Newsroom::open(data, realm.ca_der().clone());
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
-            chunks: Chunks::new(db.clone(), store.clone()),
+            digests: files::Digests::new(db.clone(), ingest.clone(), chunks.clone()),
+            keys: places.keys.clone(),
+            openpgp: Default::default(),
+            chunks,
             patches: PatchMaker::new(ingest.clone(), spool.clone(), patches),
             db,
             manifests: ManifestCache::new(ingest.clone()),

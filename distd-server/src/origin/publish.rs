@@ -6,7 +6,7 @@ use bytes::Bytes;
 use distd_core::fleet::rollout::RolloutDoc;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
-use distd_peer::trust::tuf::{ChannelDoc, SEQUENCE};
+use distd_peer::trust::tuf::{ChannelDoc, ChannelFiles, SEQUENCE};
 use serde_json::{Map, Value, json};
 
 use super::{Comparison, Origin, signed};
@@ -149,6 +149,7 @@ impl Origin {
         let ChannelMove { product, channel, version, .. } = wanted;
         let unknown =
             || SetChannelError::UnknownRelease { product: product.clone(), version: version.clone() };
+        self.prepare_files(product, [version]).await?;
         let _turn = self.publishing.lock().await;
         let now = unix_now();
         let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
@@ -212,7 +213,9 @@ impl Origin {
         for row in self.db.channels().await? {
             let listed = believed.contains(&(row.product.clone(), row.version.clone()));
             if let Some(release) = self.db.release(&row.product, &row.version).await?.filter(|_| listed) {
-                let document = channel_document(&row, &release, self.rollout_doc(&row).await?);
+                let rollout = self.rollout_doc(&row).await?;
+                let files = self.channel_files(&row, rollout.as_ref()).await?;
+                let document = channel_document(&row, &release, rollout, files);
                 self.log_rollouts(&row.product, &row.channel, Some(&document)).await?;
                 changes.push(channel_change(&row, document));
             }
@@ -249,7 +252,8 @@ impl Origin {
         };
         let Some(release) = self.db.release(product, &row.version).await? else { return Ok(()) };
         let rollout = self.rollout_doc(&row).await?;
-        let document = channel_document(&row, &release, rollout.clone());
+        let files = self.channel_files(&row, rollout.as_ref()).await?;
+        let document = channel_document(&row, &release, rollout.clone(), files);
         self.log_rollouts(product, channel, Some(&document)).await?;
         self.repository.apply(vec![channel_change(&row, document)], unix_now()).await?;
         self.tell_of_channel(&row, rollout.as_ref()).await;
@@ -277,6 +281,9 @@ impl Origin {
                     downgrade_from: doc.downgrade_from,
                 };
                 self.take_over_rollout(doc).await?;
+                if let Some(files) = &doc.files {
+                    self.db.take_over_file_name(product, &files.name).await?;
+                }
                 self.db.take_over_channel(&signed_as, now).await?;
             }
         }
@@ -319,7 +326,12 @@ impl Origin {
     }
 }
 
-fn channel_document(row: &ChannelRow, release: &ReleaseRow, rollout: Option<RolloutDoc>) -> Bytes {
+fn channel_document(
+    row: &ChannelRow,
+    release: &ReleaseRow,
+    rollout: Option<RolloutDoc>,
+    files: Option<ChannelFiles>,
+) -> Bytes {
     let doc = ChannelDoc {
         product: row.product.clone(),
         channel: row.channel.clone(),
@@ -328,6 +340,7 @@ fn channel_document(row: &ChannelRow, release: &ReleaseRow, rollout: Option<Roll
         counter: row.counter,
         downgrade_from: row.downgrade_from,
         rollout,
+        files,
         extra: Map::new(),
     };
     serde_json::to_vec(&doc).expect("names and numbers always encode").into()

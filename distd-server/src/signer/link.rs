@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use distd_core::error::Chain;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
+use super::openpgp::OpenPgpPublic;
 use super::wire::{self, PublicKey, Reply, Request, VERSION};
 
 /// Longest time that a signer may take for one request.
@@ -173,6 +174,19 @@ impl SignerLink {
             Reply::NewestRoot(version) => Ok(version),
             _ => Err(unfit()),
         }
+    }
+
+    /// Public half of the OpenPGP key.
+    pub(crate) fn openpgp(&self) -> Result<OpenPgpPublic, SignerError> {
+        match self.call(&Request::OpenPgp)? {
+            Reply::OpenPgp(public) => Ok(public),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Signature of the OpenPGP key under one line of `SHA256SUMS`.
+    pub(crate) fn sign_sum(&self, line: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.signature(&Request::Sum { line: line.to_vec() })
     }
 
     fn signature(&self, request: &Request) -> Result<Vec<u8>, SignerError> {

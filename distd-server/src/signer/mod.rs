@@ -1,5 +1,5 @@
-//! Holder of the realm's private keys: the CA's and those of the TUF roles (docs/trust.md, "The
-//! signer").
+//! Holder of the realm's private keys: the CA's, those of the TUF roles, and the OpenPGP key
+//! (docs/trust.md, "The signer").
 //!
 //! Goals: the process that decodes images, patches and requests from the network never has these
 //! keys in its memory. It also cannot get a signature that would outlast its own compromise: no
@@ -13,6 +13,7 @@
 //! runs while the origin is stopped use the keys in their own process.
 
 mod link;
+mod openpgp;
 mod policy;
 mod process;
 mod roots;
@@ -24,8 +25,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use link::{SignerError, SignerLink};
+pub(crate) use openpgp::OpenPgpKey;
+pub use openpgp::OpenPgpPublic;
 pub use process::{SignerProcessError, run};
 pub(crate) use wire::PublicKey;
+
+use distd_peer::clock::unix_now;
 
 use crate::tuf::KeyError;
 use roots::KnownRoots;
@@ -59,6 +64,32 @@ impl KeyHolder {
         match self {
             Self::ThisProcess(dir) => KnownRoots::load(&dir.join(TUF_KEYS))?.follow(root),
             Self::Signer(link) => Ok(link.follow_root(root)?),
+        }
+    }
+
+    /// Public half of the realm's OpenPGP key, which is made at the first need.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub(crate) fn openpgp(&self) -> Result<OpenPgpPublic, KeyError> {
+        match self {
+            Self::ThisProcess(dir) => Ok(OpenPgpKey::load_or_create(dir, unix_now())?.public()),
+            Self::Signer(link) => Ok(link.openpgp()?),
+        }
+    }
+
+    /// Detached OpenPGP signature of one line of `SHA256SUMS`.
+    ///
+    /// # Errors
+    /// [`KeyError`]; [`SignerError::Refused`] of a message that is no such line.
+    pub(crate) fn sign_sum(&self, line: &str) -> Result<Vec<u8>, KeyError> {
+        match self {
+            Self::ThisProcess(dir) => {
+                policy::check_sum(line.as_bytes()).map_err(SignerError::Refused)?;
+                let now = unix_now();
+                Ok(OpenPgpKey::load_or_create(dir, now)?.sign(line.as_bytes(), now))
+            }
+            Self::Signer(link) => Ok(link.sign_sum(line.as_bytes())?),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::file_name::is_sum_line;
 use distd_core::fleet::receipts::is_head_message;
 use distd_core::fleet::rollout::is_turn_message;
 use distd_core::fleet::{is_capability_message, is_halt_message, is_statement_message};
@@ -163,6 +164,19 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
 fn is_anothers(name: &str) -> bool {
     let of = |role: Role| certificate_names(role).contains(&name);
     (of(Role::Leaf) || of(Role::Relay)) && !of(Role::Origin)
+}
+
+/// Checks a message that the OpenPGP key is to sign. Devices take what this key signed for a list
+/// of files to install, so it signs a line with one such file and nothing else: no program, no
+/// package list of a distribution, no certification of another key.
+///
+/// # Errors
+/// The reason for the refusal.
+pub(super) fn check_sum(line: &[u8]) -> Result<(), String> {
+    match is_sum_line(line) {
+        true => Ok(()),
+        false => Err("the OpenPGP key signs only one line of SHA256SUMS with the name of a file".to_owned()),
+    }
 }
 
 /// Checks a message that is not a certificate and that the CA's key is to sign at `now` (unix

@@ -9,7 +9,8 @@ use distd_peer::clock::unix_now;
 use rcgen::SigningKey as _;
 use tough::schema::decoded::{Decoded, Hex};
 
-use super::policy::{check_certificate, check_metadata, check_statement};
+use super::openpgp::OpenPgpKey;
+use super::policy::{check_certificate, check_metadata, check_statement, check_sum};
 use super::roots::KnownRoots;
 use super::wire::{self, Reply, Request, VERSION};
 use super::{KeyHolder, TUF_KEYS};
@@ -81,6 +82,10 @@ impl Signer {
         Ok((KeyRing::load(&KeyHolder::in_dir(keys))?, KnownRoots::load(&keys.join(TUF_KEYS))?))
     }
 
+    fn openpgp(&self, now: u64) -> Result<OpenPgpKey, String> {
+        OpenPgpKey::load_or_create(&self.keys, now).map_err(|e| e.to_string())
+    }
+
     fn answer(&mut self, request: Request) -> Result<Reply, String> {
         let now = unix_now();
         match request {
@@ -123,6 +128,11 @@ impl Signer {
             }
             Request::Root { root } => {
                 self.roots.follow(&root).map(Reply::NewestRoot).map_err(|e| e.to_string())
+            }
+            Request::OpenPgp => Ok(Reply::OpenPgp(self.openpgp(now)?.public())),
+            Request::Sum { line } => {
+                check_sum(&line)?;
+                Ok(Reply::Signature(self.openpgp(now)?.sign(&line, now)))
             }
         }
     }

@@ -380,3 +380,30 @@ fn capabilities_are_signed_for_a_week_at_most() {
     let message = [&capability_message(&week.body)[..], b"x"].concat();
     refused(link(&holder).sign_statement(&message), "signs only");
 }
+
+#[test]
+fn the_openpgp_key_signs_lines_of_sums_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let holder = signer(dir.path(), 1);
+    let public = holder.openpgp().expect("a key");
+    assert_eq!(holder.openpgp().expect("the same"), public);
+    let line = distd_core::file_name::sum_line(&[7; 32], "os_1.erofs");
+    let signature = holder.sign_sum(&line).expect("a signature");
+    // A signature packet of version 4 over bytes, by the key.
+    assert_eq!((signature[0], &signature[2..4]), (0xc2, &[4, 0][..]));
+    assert!(signature.windows(20).any(|part| part == public.fingerprint), "names its key");
+    let digest = &line[..64];
+    for other in [
+        String::new(),
+        line.repeat(2),
+        format!("{digest}  ../os_1\n"),
+        "Origin: Debian\nSuite: stable\n".to_owned(),
+        line.trim_end().to_owned(),
+    ] {
+        refused(link(&holder).sign_sum(other.as_bytes()), "one line of SHA256SUMS");
+    }
+    // Without a process of its own the rule is the same.
+    let here = KeyHolder::in_dir(&dir.path().join("keys"));
+    assert_eq!(here.openpgp().expect("the same"), public);
+    assert!(here.sign_sum(&line.repeat(2)).is_err() && here.sign_sum(&line).is_ok());
+}

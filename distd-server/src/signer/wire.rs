@@ -6,8 +6,10 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::openpgp::OpenPgpPublic;
+
 /// Version of these messages.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Longest message, bytes: `channels.json` of a large realm.
 const MESSAGE_BYTES_MAX: u32 = 64 << 20;
@@ -56,6 +58,13 @@ pub(super) enum Request {
         #[serde(with = "serde_bytes")]
         root: Vec<u8>,
     },
+    /// Asks for the public half of the OpenPGP key, which is made at the first need.
+    OpenPgp,
+    /// Asks for the OpenPGP key's signature of one line of `SHA256SUMS`.
+    Sum {
+        #[serde(with = "serde_bytes")]
+        line: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,6 +78,7 @@ pub(super) enum Reply {
     Signature(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Version of the newest root that the signer knows.
     NewestRoot(u64),
+    OpenPgp(OpenPgpPublic),
     /// Reason for the refusal of the request.
     Refused(String),
 }

@@ -128,19 +128,6 @@ impl Chunks {
         Ok(rows.iter().zip(bytes).map(|(row, bytes)| StoredChunk::new(row, bytes)).collect())
     }
 
-    /// Reads chunks by id, in the order given, with as few long reads as their places allow; `None`
-    /// for an id that no chunk has.
-    ///
-    /// # Errors
-    /// [`ChunkReadError`].
-    pub async fn all(&self, ids: &[ChunkId]) -> Result<Vec<Option<StoredChunk>>, ChunkReadError> {
-        let rows = self.rows(ids).await?;
-        let locations: Vec<_> = rows.iter().flatten().map(|row| row.location).collect();
-        let mut read = self.packs.read_many(&locations).await?.into_iter();
-        let chunk = |row: Option<ChunkRow>| row.and_then(|row| Some(StoredChunk::new(&row, read.next()?)));
-        Ok(rows.into_iter().map(chunk).collect())
-    }
-
     /// Hashes and places of chunks by id, in the order given; `None` for an id that no chunk has.
     ///
     /// # Errors

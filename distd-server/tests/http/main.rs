@@ -2,6 +2,7 @@
 //! callers.
 
 mod audit;
+mod files;
 mod fleet;
 mod process;
 mod products;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tough::TargetName;
 
+use super::channel_files::{ChannelFiles, readable_files};
 use super::error::TufError;
 use super::memory::{Files, MetadataSource};
 use super::store::Store;
@@ -63,6 +64,9 @@ pub struct ChannelDoc {
     /// Rollout of another release to the devices of the channel.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable_rollout")]
     pub rollout: Option<RolloutDoc>,
+    /// Names and sums of the files that the channel's releases are to other update clients.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable_files")]
+    pub files: Option<ChannelFiles>,
     /// Fields that later versions add.
     #[serde(flatten)]
     pub extra: Map<String, Value>,

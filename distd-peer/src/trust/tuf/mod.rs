@@ -7,6 +7,7 @@
 
 mod answer;
 pub mod bins;
+mod channel_files;
 mod client;
 mod error;
 mod files_store;
@@ -16,6 +17,7 @@ mod walk;
 pub mod wire;
 
 pub use answer::{AnswerError, Answerer};
+pub use channel_files::{ChannelFiles, FileSum};
 pub use client::{
     ChannelDoc, Choice, Choose, Chosen, Cost, PatchSetRef, PatchesDoc, Resolved, SEQUENCE, SIGNED_AT,
     TufClient,

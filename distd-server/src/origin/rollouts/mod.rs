@@ -206,6 +206,7 @@ impl Origin {
         policy.check()?;
         self.owner.check().await?;
         let named = || (product.clone(), channel.clone(), version.clone());
+        self.prepare_files(product, policy.requires.iter().chain([version])).await?;
         let turn = self.publishing.lock().await;
         let now = unix_now();
         let unknown = || RolloutError::UnknownRelease { product: product.clone(), version: version.clone() };
