@@ -169,6 +169,7 @@ fn updaters_download_a_release_in_every_shape_of_request() {
         assert!(refused.text().contains("\nnext: "), "{path}: {}", refused.text());
     }
     assert_eq!(gateway.curl("/r/os/stable/x", &["-X", "DELETE"]).status, 405);
+    assert_eq!(gateway.curl("/r/os/stable/x", &["-H", "Host: evil.example"]).status, 421);
     assert!(gateway.agent.metric("distd_gateway_sent_bytes_total") > 12_000_000);
     assert!(gateway.agent.metric("distd_gateway_refused_total") >= 6);
 }
@@ -326,6 +327,32 @@ fn a_gateway_with_tokens_serves_nobody_without_one() {
     lab.device("till", &["gateway", "token", "rm", "shop"]).ok();
     assert_eq!(gateway.curl("/r/os/stable/x", &["-H", &bearer]).status, 401);
     assert!(!gateway.agent.log().contains(&token), "no token in the log");
+
+    // With a certificate of the site it speaks TLS.
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=shop \
+                  -addext subjectAltName=IP:127.0.0.1 2>/dev/null";
+    run(Command::new("sh").current_dir(lab.path("")).args(["-c", script])).ok();
+    drop(gateway);
+    lab.device(
+        "till",
+        &["gateway", "token", "add", "other", "--out", &lab.path("token").display().to_string()],
+    )
+    .ok();
+    let (chain, key) = (lab.path("cert.pem"), lab.path("key.pem"));
+    let options = [
+        "--gateway-certificate",
+        chain.to_str().expect("text"),
+        "--gateway-key",
+        key.to_str().expect("text"),
+    ];
+    let gateway = Gateway::start(&lab, &options);
+    assert!(gateway.url.starts_with("https://"), "{}", gateway.url);
+    let token = fs::read_to_string(lab.path("token")).expect("the token");
+    let pair = format!("x:{}", token.trim());
+    let trusted = ["--cacert", options[1], "-u", &pair, "--http2"];
+    assert!(gateway.curl("/r/os/stable/x", &trusted).body == bytes);
+    assert_eq!(gateway.curl("/r/os/stable/x", &trusted[..2]).status, 401);
+    assert_eq!(gateway.curl("/r/os/stable/x", &trusted[2..]).status, 0, "the certificate is not trusted");
 
     // Beyond loopback a gateway needs a certificate.
     let mut command = lab.agent_command("till", "127.0.0.1:0");

@@ -33,6 +33,13 @@ use crate::pull::{Aim, Arriving, Installed, LABELS_FRESH, Look, PullRequest, loo
 /// Time for which an answer about a channel or a version is used again.
 const LOOKED_FRESH: Duration = Duration::from_secs(15);
 
+/// Longest time for which the last answer holds while a question takes long.
+const STALE_MAX: Duration = Duration::from_secs(10 * 60);
+
+/// Time that a caller waits for a newer answer where there is one already, and where there is none.
+const KNOWN_WAITS: Duration = Duration::from_secs(3);
+const UNKNOWN_WAITS: Duration = Duration::from_secs(45);
+
 /// Most channels and versions whose answers are remembered.
 const LOOKED_MAX: u64 = 256;
 
@@ -45,7 +52,10 @@ const AGAIN_SECONDS: u32 = 10;
 /// Answer to a question about a channel or a version.
 #[derive(Clone)]
 struct Looked {
-    at: Instant,
+    /// Time of the last question, answered or not.
+    asked: Instant,
+    /// Time of the last answer.
+    answered: Instant,
     found: Found,
 }
 
@@ -123,7 +133,8 @@ impl PulledReleases {
     }
 
     /// Resolves a channel or a version; an answer that is younger than `fresh` is used again. While
-    /// the realm cannot be reached, the last answer holds.
+    /// a question takes long, the last answer holds for some minutes. Signed metadata from before
+    /// count as an answer until they expire.
     async fn resolve(&self, wanted: &Wanted, fresh: Duration) -> Result<Found, Refusal> {
         let (product, name, is_channel) = match wanted {
             Wanted::Channel { product, channel } => (product, channel, true),
@@ -134,13 +145,27 @@ impl PulledReleases {
             looked.get_or_put((product.clone(), name.clone(), is_channel), 1, Memory::default)
         };
         let mut last = memory.lock().await;
-        if let Some(looked) = last.as_ref().filter(|looked| looked.at.elapsed() < fresh) {
+        if let Some(looked) = last.as_ref().filter(|looked| looked.asked.elapsed() < fresh) {
             return Ok(looked.found.clone());
         }
         let request = self.pull_request(wanted.clone(), None).map_err(|error| refusal(&error))?.unshared();
-        match look(&request).await.and_then(|look| self.found(product, look, is_channel)) {
+        let known = last.as_mut().filter(|looked| looked.answered.elapsed() < STALE_MAX);
+        let patience = if known.is_some() { KNOWN_WAITS } else { UNKNOWN_WAITS };
+        let looked = match (tokio::time::timeout(patience, look(&request)).await, known) {
+            (Ok(looked), _) => looked,
+            (Err(_), Some(known)) => {
+                known.asked = Instant::now();
+                return Ok(known.found.clone());
+            }
+            (Err(_), None) => {
+                let next = "check that the parent of the gateway's device runs";
+                return Err(Refusal::later(format!("no answer about {wanted} in time"), next, AGAIN_SECONDS));
+            }
+        };
+        match looked.and_then(|look| self.found(product, look, is_channel)) {
             Ok(found) => {
-                *last = Some(Looked { at: Instant::now(), found: found.clone() });
+                let now = Instant::now();
+                *last = Some(Looked { asked: now, answered: now, found: found.clone() });
                 let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
                 let of = (product.clone(), found.version.clone());
                 // A right to the channel is the wider one.
@@ -149,17 +174,10 @@ impl PulledReleases {
                 }
                 Ok(found)
             }
-            Err(error) => match (&*last, code_of(&error)) {
-                (Some(looked), Code::Network) => {
-                    let found = looked.found.clone();
-                    *last = Some(Looked { at: Instant::now(), found: found.clone() });
-                    Ok(found)
-                }
-                _ => {
-                    *last = None;
-                    Err(refusal(&error))
-                }
-            },
+            Err(error) => {
+                *last = None;
+                Err(refusal(&error))
+            }
         }
     }
 
@@ -178,8 +196,8 @@ impl PulledReleases {
             downgrade: self.request.downgrade,
             installed: Installed::Remembered,
             passing_failures: BTreeMap::new(),
-            // The turns of a rollout are for devices that install: the updaters behind a gateway do,
-            // and take none.
+            // The turns of a rollout are for devices that install: the updaters behind a gateway
+            // do, and take none.
             asks_for_turns: true,
             labels_fresh: LABELS_FRESH.min(self.request.poll * 2),
             expected: out.map(|(_, version)| version.clone()),
@@ -361,7 +379,8 @@ impl PulledReleases {
                 None if is_channel => drop(known.remove(product)),
                 None => {}
             }
-            // The document of a channel names the files of a version that is asked for by its number.
+            // The document of a channel also names the files of a version that is asked for by its
+            // number.
             files.or_else(|| known.get(product).cloned())
         };
         let file = files.map(|files| NamedFile {

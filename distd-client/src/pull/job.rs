@@ -43,6 +43,9 @@ const URGENT_AGAIN: Duration = Duration::from_secs(1);
 /// Interval at which progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
 
+/// Positions whose chunk a seed has, with its place there.
+type Held = Vec<(Position, HeldAt)>;
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     /// Raw bytes of distinct chunks fetched.
@@ -284,7 +287,7 @@ impl Job {
 
     /// Divides chunks into those that a seed has, with their places, and those that are missing.
     /// Zeros are put in place at once.
-    fn divide(&self, open: Vec<Position>) -> anyhow::Result<(Vec<(Position, HeldAt)>, Vec<Position>)> {
+    fn divide(&self, open: Vec<Position>) -> anyhow::Result<(Held, Vec<Position>)> {
         let (mut held, mut missing) = (Vec::new(), Vec::new());
         let zeros = vec![0; self.manifest.root().cut.max() as usize];
         for position in open {

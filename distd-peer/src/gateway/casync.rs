@@ -1,8 +1,8 @@
 //! A release for casync and desync: an index (`.caibx`) and a store of chunks.
 //!
-//! casync takes any borders of chunks, so these are the borders of the release's own chunks: a chunk
-//! that two releases have in common has one name in both indexes. The names are SHA-512/256, which
-//! nothing else here uses, so they are made when a client first asks for the index.
+//! casync takes any borders of chunks, so these are the borders of the release's own chunks: a
+//! chunk that two releases have in common has one name in both indexes. The names are SHA-512/256,
+//! which nothing else here uses, so they are made when a client first asks for the index.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -2,13 +2,14 @@
 //! number.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use distd_core::error::Chain;
-use http::{Request, Response, StatusCode};
+use http::uri::Authority;
+use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -116,6 +117,11 @@ impl Gateway {
         authenticated: &Authenticated,
     ) -> Result<Address, Refusal> {
         let parsed = Address::of_path(request.uri().path());
+        if matches!(self.access, Access::Anyone) && !names_loopback(request) {
+            let message = "without tokens a gateway is asked by the name localhost or a loopback address";
+            let next = "use http://127.0.0.1, or make a token: distd gateway token add LABEL";
+            return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, message, next));
+        }
         if let Access::Tokens(tokens) = &self.access {
             let in_path = parsed.as_ref().ok().and_then(|(_, token)| token.clone());
             let shown = shown_token(request.headers()).or(in_path);
@@ -137,6 +143,17 @@ impl Gateway {
         })?;
         Ok(address)
     }
+}
+
+/// Whether a request is for this machine by its own name. A page of a stranger in a browser here
+/// could otherwise read releases: under a name of the stranger's that leads to loopback.
+fn names_loopback<B>(request: &Request<B>) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = request.uri().authority().map(Authority::as_str).or(host);
+    let Some(Ok(authority)) = authority.map(str::parse::<Authority>) else { return false };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
 }
 
 /// Serves connections on `listener` until `stop` becomes true or its sender is gone. Without `tls`
@@ -241,5 +258,31 @@ async fn requests(
     };
     if let Err(error) = result {
         tracing::debug!(%from, error = %Chain(&*error), "connection of the gateway ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_without_tokens_is_asked_by_a_name_of_this_machine() {
+        let asks = |uri: &str, host: Option<&str>| {
+            let mut request = Request::builder().uri(uri);
+            if let Some(host) = host {
+                request = request.header(header::HOST, host);
+            }
+            names_loopback(&request.body(()).expect("a request"))
+        };
+        for host in ["127.0.0.1", "127.0.0.1:80", "localhost", "LOCALHOST:7480", "[::1]:80", "127.9.9.9"] {
+            assert!(asks("/r/os/1/x", Some(host)), "{host}");
+        }
+        for host in ["example.org", "127.0.0.1.example.org:7480", "10.0.0.1", "localhost.", "", "a b"] {
+            assert!(!asks("/r/os/1/x", Some(host)), "{host}");
+        }
+        assert!(!asks("/r/os/1/x", None));
+        // HTTP/2, and proxies, put the name into the address.
+        assert!(asks("http://localhost:80/r/os/1/x", Some("example.org")));
+        assert!(!asks("http://example.org/r/os/1/x", Some("localhost")));
     }
 }
