@@ -89,6 +89,10 @@ async fn each_request_that_changes_something_leaves_an_entry() {
     let details: Value = serde_json::from_str(&text(&entry["details"])).expect("JSON");
     assert_eq!((&details["from"], details["downgrade_from"].is_u64()), (&json!("2"), true), "{entry}");
 
+    let (of_name, path) = ("/v1/products/{product}/file-name", "/v1/products/os/file-name");
+    log.call("PUT", of_name, path, Some(json!({"name": "os_@v"})), "product.set").await;
+    log.call("DELETE", of_name, path, None, "product.set").await;
+
     // Rollouts.
     world.put_content("os", "3", noise(3, 30_000)).await;
     node(&world, 1, "leaf").await;

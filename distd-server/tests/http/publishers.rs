@@ -23,13 +23,22 @@ enum About {
     List,
 }
 
-/// Paths of the routes that need no token.
-const OPEN: [&str; 7] =
-    ["/healthz", "/metrics", "/readyz", "/tuf/{path}", "/v1/enroll", "/v1/openapi.json", "/v1/version"];
+/// Paths of the routes that need no token in a header; one has it in its address.
+const OPEN: [&str; 9] = [
+    "/healthz",
+    "/metrics",
+    "/readyz",
+    "/t/{token}/r/{product}/{release}/{file}",
+    "/tuf/{path}",
+    "/v1/enroll",
+    "/v1/openapi.json",
+    "/v1/openpgp-key",
+    "/v1/version",
+];
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 42] = [
+const RESTRICTED: [(&str, &str, &str); 44] = [
     ("GET", "/v1/audit", "admin"),
     ("GET", "/v1/fleet", "admin"),
     ("GET", "/v1/fleet/nodes", "admin"),
@@ -56,6 +65,8 @@ const RESTRICTED: [(&str, &str, &str); 42] = [
     ("PUT", "/v1/products/{product}/channels/{channel}/approval", "admin"),
     ("POST", "/v1/products/{product}/channels/{channel}/rollout", "channel"),
     ("POST", "/v1/products/{product}/channels/{channel}/rollouts", "channel"),
+    ("DELETE", "/v1/products/{product}/file-name", "publish"),
+    ("PUT", "/v1/products/{product}/file-name", "publish"),
     ("DELETE", "/v1/products/{product}/releases/{version}", "publish"),
     ("PUT", "/v1/products/{product}/releases/{version}/content", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish"),
@@ -149,7 +160,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
         let unknown = "0".repeat(32);
         let segments = path.split('/').map(|segment| match segment {
             "{product}" => "theirs",
-            "{version}" => "1",
+            "{version}" | "{release}" => "1",
             "{channel}" => "stable",
             "{upload}" => &upload,
             "{manifest}" | "{node}" => &manifest,
@@ -172,6 +183,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
                 path if path.ends_with("/rollout") => json!({"order": "halt"}).to_string(),
                 path if path.ends_with("/approval") => json!({"wanted": true}).to_string(),
                 path if path.ends_with("/patches") => "{}".to_owned(),
+                path if path.ends_with("/file-name") => json!({"name": "os_@v"}).to_string(),
                 _ => String::new(),
             };
             let request = bare().bearer_auth(token);
@@ -200,6 +212,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
             let body = match path.rsplit('/').next() {
                 Some("stable" | "rollouts") => r#"{"version": "1"}"#,
                 Some("rollout") => r#"{"order": "halt"}"#,
+                Some("file-name") => r#"{"name": "os_@v"}"#,
                 _ => "{}",
             };
             let request = world.bare(method.clone(), &path).bearer_auth(token).body(body);
