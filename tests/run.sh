@@ -17,7 +17,7 @@ case "${1:-}" in
 esac
 began=$SECONDS
 
-[ -n "$quick" ] || need gpg:gpg gpgv:gpgv mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest

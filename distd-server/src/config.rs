@@ -15,6 +15,7 @@ use distd_peer::settings::{
     without_password,
 };
 
+use crate::http::DdiOptions;
 use crate::ingest::IngestLimits;
 use crate::origin::{Places, Tuning};
 use crate::patches::PatchOptions;
@@ -39,6 +40,12 @@ const PATCH_THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero
 
 /// Most root keys of a realm.
 const ROOT_KEYS_MAX: NonZeroU64 = NonZeroU64::new(tuf::ROOT_KEYS_MAX).expect("not zero");
+
+/// Default time between two polls of a DDI device, hawkBit's own.
+const DDI_POLL: Duration = Duration::from_secs(300);
+
+/// Times between two polls that may be set, seconds: clients read hours of two digits.
+const DDI_POLL_SECONDS: std::ops::RangeInclusive<u64> = 10..=24 * 3600;
 
 /// Default port of HTTPS.
 const HTTP_PORT: u16 = 7443;
@@ -67,6 +74,12 @@ pub struct Values {
     pub name: Vec<String>,
     /// Whether HTTP is plain, on a loopback address only.
     pub http_plain: bool,
+    /// Whether hawkBit's DDI is answered.
+    pub ddi: bool,
+    /// Address with which hrefs of DDI begin; empty: made from `name` or `http`.
+    pub ddi_url: String,
+    /// Time between two polls of a DDI device.
+    pub ddi_poll: Duration,
     /// Validity of node certificates.
     pub cert_validity: Duration,
     /// Validity of the capabilities of nodes.
@@ -112,6 +125,9 @@ impl Default for Values {
             quic: everywhere(QUIC_PORT),
             name: Vec::new(),
             http_plain: false,
+            ddi: false,
+            ddi_url: String::new(),
+            ddi_poll: DDI_POLL,
             cert_validity,
             capability_validity,
             zstd_level: LEVEL_DEFAULT,
@@ -230,6 +246,39 @@ pub const TABLE: Table<Values> = Table {
             help: "Plain HTTP instead of HTTPS, on a loopback address only",
             set: |s, text| flag(text).map(|plain| s.http_plain = plain),
             show: |s| Shown::Flag(s.http_plain),
+        },
+        Setting {
+            key: "ddi",
+            option: "ddi",
+            variable: "DISTD_SERVER_DDI",
+            value: "BOOL",
+            several: false,
+            default: "`false`",
+            help: "Answer devices whose update client speaks hawkBit's DDI (ddi.md), true or false",
+            set: |s, text| flag(text).map(|ddi| s.ddi = ddi),
+            show: |s| Shown::Flag(s.ddi),
+        },
+        Setting {
+            key: "ddi_url",
+            option: "ddi-url",
+            variable: "DISTD_SERVER_DDI_URL",
+            value: "URL",
+            several: false,
+            default: "from the first `name`, or else from `http`",
+            help: "Address of this origin as DDI devices reach it, as in `https://updates.example.com:7443`",
+            set: |s, text| base_url(text).map(|url| s.ddi_url = url),
+            show: |s| Shown::Text(s.ddi_url.clone()),
+        },
+        Setting {
+            key: "ddi_poll",
+            option: "ddi-poll",
+            variable: "DISTD_SERVER_DDI_POLL",
+            value: "DURATION",
+            several: false,
+            default: "`5m`",
+            help: "Time between two polls of a DDI device, `10s` to `24h`",
+            set: |s, text| parse_poll(text).map(|poll| s.ddi_poll = poll),
+            show: |s| Shown::Text(format!("{}s", s.ddi_poll.as_secs())),
         },
         Setting {
             key: "cert_validity",
@@ -386,12 +435,36 @@ fn path(path: &Path) -> Shown {
     Shown::Text(path.display().to_string())
 }
 
+/// An IP address as it stands in a URL.
+fn host_of_url(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
     parsed(text, "is not ADDRESS:PORT, as in 0.0.0.0:7443")
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
     number(text, 1 << 20..=ARTIFACT_BYTES_MAX)
+}
+
+/// Address that others are added to: scheme, host, maybe port and path.
+fn base_url(text: &str) -> Result<String, String> {
+    let url = url::Url::parse(text).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && (url.query(), url.fragment(), url.username(), url.password()) == (None, None, "", None)
+    });
+    let url = url.ok_or_else(|| "is no address, as in https://updates.example.com:7443".to_owned())?;
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn parse_poll(text: &str) -> Result<Duration, String> {
+    let poll = duration(text).filter(|poll| DDI_POLL_SECONDS.contains(&poll.as_secs()));
+    poll.ok_or_else(|| "is no duration between 10s and 24h, as in 5m".to_owned())
 }
 
 fn host(text: &str) -> Result<String, String> {
@@ -505,6 +578,21 @@ impl Settings {
             places.keys = KeyHolder::Signer(Arc::new(link));
         }
         places
+    }
+
+    /// Settings of hawkBit's DDI at an origin that listens on `http`; `None` where it is off.
+    pub fn ddi_options(&self, http: SocketAddr) -> Option<DdiOptions> {
+        let scheme = if self.http_plain { "http" } else { "https" };
+        let url = match self.name.first() {
+            _ if !self.ddi_url.is_empty() => self.ddi_url.clone(),
+            Some(name) => {
+                let host = name.parse::<IpAddr>().map_or_else(|_| name.clone(), host_of_url);
+                format!("{scheme}://{host}:{}", http.port())
+            }
+            None if http.ip().is_unspecified() => format!("{scheme}://localhost:{}", http.port()),
+            None => format!("{scheme}://{http}"),
+        };
+        self.ddi.then_some(DdiOptions { url, poll: self.ddi_poll })
     }
 
     /// Options of the origin.

@@ -173,7 +173,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     let news = Some(origin.news().clone());
     let serve = ServeConfig { sites: Some(sites), revoked, news, ..ServeConfig::default() };
     let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
-    let app = App::new(origin.clone(), server.counters.clone());
+    let app = App::new(origin.clone(), server.counters.clone(), settings.ddi_options(http));
     let nodes_tls = https_parent(credentials.clone(), ca)?;
     let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
     let (stop, stopped) = watch::channel(false);

@@ -5,6 +5,8 @@
 
 #[path = "storage/audit.rs"]
 mod audit;
+#[path = "storage/ddi.rs"]
+mod ddi;
 #[path = "storage/fleet.rs"]
 mod fleet;
 #[path = "storage/receipts.rs"]

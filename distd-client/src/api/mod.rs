@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::api::{
-    Channel, ChannelApproval, ChannelHistory, ChannelList, FileName, JoinTokenList, MadeJoinToken, MadeToken,
-    Move, NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release,
-    ReleaseList, RevokeNode, RevokedNode, Token, TokenList, Wanted,
+    Channel, ChannelApproval, ChannelHistory, ChannelList, DdiTokenList, FileName, JoinTokenList,
+    MadeDdiToken, MadeJoinToken, MadeToken, Move, NewDdiToken, NewJoinToken, NewToken, NodeList, PatchSet,
+    PatchSetList, Product, ProductList, Release, ReleaseList, RevokeNode, RevokedNode, Token, TokenList,
+    Wanted,
 };
 use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
@@ -332,6 +333,21 @@ impl Api {
     /// Returns the channels of a product.
     pub(crate) async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
         self.get(&["v1", "products", product, "channels"]).await
+    }
+
+    /// Makes a token of DDI devices.
+    pub(crate) async fn make_ddi_token(&self, new: &NewDdiToken) -> Result<MadeDdiToken, ApiError> {
+        self.with_body(Method::POST, &["v1", "ddi", "tokens"], new).await
+    }
+
+    /// Returns the tokens of DDI devices.
+    pub(crate) async fn ddi_tokens(&self) -> Result<DdiTokenList, ApiError> {
+        self.get(&["v1", "ddi", "tokens"]).await
+    }
+
+    /// Revokes a token of DDI devices.
+    pub(crate) async fn revoke_ddi_token(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "ddi", "tokens", id]).await
     }
 
     /// Sets the file name of a product.

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod audit;
 pub(crate) mod channel;
 pub(crate) mod clean;
+pub(crate) mod ddi;
 pub(crate) mod enroll;
 pub(crate) mod explain;
 mod exported;

@@ -220,8 +220,18 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 ];
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.nodes.iter().map(|node| {
-                    let Node { id, role, label, enrolled, cert_expires, revoked, labels, reported, running } =
-                        node.clone();
+                    let Node {
+                        id,
+                        role,
+                        label,
+                        enrolled,
+                        cert_expires,
+                        revoked,
+                        labels,
+                        reported,
+                        running,
+                        ddi,
+                    } = node.clone();
                     let label = shown(&label, LABEL_SHOWN);
                     let state = if revoked.is_some() { "revoked" } else { "" }.to_owned();
                     let labels = labels_text(&labels);
@@ -230,7 +240,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     let (enrolled, until) = (time(enrolled), time(cert_expires));
                     vec![
                         id,
-                        role.to_string(),
+                        if ddi { "ddi".to_owned() } else { role.to_string() },
                         label,
                         labels,
                         runs.join(","),

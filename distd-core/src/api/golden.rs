@@ -92,6 +92,7 @@ fn answers_are_these_texts() {
         labels: NodeLabels { operator: [("a".into(), "1".into())].into(), ..NodeLabels::default() },
         reported: None,
         running: Vec::new(),
+        ddi: false,
     };
     both(
         &node,

@@ -9,6 +9,7 @@
 
 mod audit;
 mod channels;
+mod ddi;
 mod error;
 mod fleet;
 mod grants;
@@ -30,6 +31,7 @@ pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelApproval, ChannelChange, ChannelHistory, ChannelList,
     Move,
 };
+pub use ddi::{DdiToken, DdiTokenList, MadeDdiToken, NewDdiToken};
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use fleet::{
     DEVICES_PAGE, DEVICES_PAGE_MAX, FLEET_RELEASES_MAX, FleetChannel, FleetContacts, FleetCount, FleetDevice,

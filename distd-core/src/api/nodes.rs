@@ -38,6 +38,10 @@ pub struct Node {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub running: Vec<NodeRunning>,
+    /// Whether the node stands for a device whose update client speaks hawkBit's DDI; absent for
+    /// all others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ddi: bool,
 }
 
 /// Release of a channel that runs on a node.

@@ -10,6 +10,9 @@ impl Node {
             return Some(format!("the node was revoked at {}: no parent serves it", time(at)));
         }
         match self.reported {
+            None if self.ddi => Some(
+                "the device has not polled the origin, or lacks the right report".to_owned(),
+            ),
             None => Some(
                 "the node has sent no report: it runs no agent that follows a channel, or lacks the right report"
                     .to_owned(),
@@ -60,6 +63,7 @@ mod tests {
             labels: NodeLabels::default(),
             reported: None,
             running: Vec::new(),
+            ddi: false,
         };
         let time = |at: i64| at.to_string();
         let silent = |node: &Node| node.why_silent(time).unwrap_or_default();

@@ -126,3 +126,30 @@ fn the_defaults_in_words_are_the_defaults() {
         }
     }
 }
+
+#[test]
+fn devices_of_hawkbit_are_told_an_address_that_no_caller_chooses() {
+    let http: SocketAddr = "127.0.0.1:7443".parse().expect("an address");
+    let everywhere: SocketAddr = "[::]:7443".parse().expect("an address");
+    let options = |more: &[(&'static str, &str)], at| {
+        let line: Vec<_> = [("data", "/d")].into_iter().chain(more.iter().copied()).collect();
+        Settings::resolve(&command_line(&line), |_| None, None).expect("settings").ddi_options(at)
+    };
+    assert!(options(&[("ddi_url", "https://a.example")], http).is_none(), "off unless switched on");
+    let url = |more: &[(&'static str, &str)], at| {
+        let more: Vec<_> = [("ddi", "true")].into_iter().chain(more.iter().copied()).collect();
+        options(&more, at).expect("on").url
+    };
+    assert_eq!(url(&[], http), "https://127.0.0.1:7443");
+    assert_eq!(url(&[], everywhere), "https://localhost:7443");
+    assert_eq!(url(&[("name", "a.example")], everywhere), "https://a.example:7443");
+    assert_eq!(url(&[("name", "2001:db8::1")], everywhere), "https://[2001:db8::1]:7443");
+    let given = [("name", "a.example"), ("ddi_url", "https://b.example/x/")];
+    assert_eq!(url(&given, everywhere), "https://b.example/x");
+    for (key, bad) in
+        [("ddi_url", "b.example"), ("ddi_url", "https://b/?a=b"), ("ddi_url", "ftp://b"), ("ddi_poll", "1s")]
+    {
+        let line = command_line(&[("data", "/d"), (key, bad)]);
+        assert!(Settings::resolve(&line, |_| None, None).is_err(), "{key} {bad}");
+    }
+}

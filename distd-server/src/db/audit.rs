@@ -38,6 +38,11 @@ impl Actor {
     pub fn join_token(id: &str, label: &str) -> Self {
         Self { name: format!("join token {id}"), label: label.to_owned() }
     }
+
+    /// The holder of a token of DDI devices: its id and label.
+    pub fn ddi_token(id: &str, label: &str) -> Self {
+        Self { name: format!("DDI token {id}"), label: label.to_owned() }
+    }
 }
 
 impl From<&MoveBy> for Actor {

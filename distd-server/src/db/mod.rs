@@ -12,6 +12,9 @@ mod chunks;
 mod commit;
 mod compact;
 mod conditions;
+mod ddi_actions;
+mod ddi_devices;
+mod ddi_tokens;
 mod doomed;
 mod enrol;
 mod files;
@@ -49,6 +52,9 @@ pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
+pub use ddi_actions::{DdiActionRow, DdiState, NewDdiAction};
+pub use ddi_devices::{DDI_KEY_PREFIX, DdiDeviceRow};
+pub use ddi_tokens::{AdmitDdi, DdiTokenRow, PutDdiToken};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
 pub use files::{FileDigests, FileSignature};
 pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts};
@@ -477,6 +483,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0015_conditions"),
     migration!("0016_receipts", ".sqlite.sql", ".postgres.sql"),
     migration!("0017_file_names"),
+    migration!("0018_ddi"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -655,6 +662,7 @@ mod tests {
             ("conditions", "ef860728dcbc4c90", "ef860728dcbc4c90"),
             ("receipts", "2ae90e20a38609b2", "e4f327b96cd7aefb"),
             ("file_names", "281c859b3f28ba18", "1ce025c0086e6f51"),
+            ("ddi", "e5d9e856d46e2896", "15efb6932eda6de0"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

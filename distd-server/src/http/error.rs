@@ -51,6 +51,14 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHORISED, message, next)
     }
 
+    /// Error for a device without a token that speaks for it.
+    pub(super) fn unauthorised_device() -> Self {
+        let message = "no valid token speaks for this device";
+        let next =
+            "send \"Authorization: TargetToken …\" or \"GatewayToken …\"; distd ddi token create makes one";
+        Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHORISED, message, next)
+    }
+
     pub(super) fn forbidden(scope: &str) -> Self {
         let message = format!("this token lacks the scope {scope:?}");
         let next = format!("use a token that has the scope {scope:?} or \"admin\"");

@@ -9,6 +9,7 @@ mod auth;
 mod body;
 mod channels;
 mod content;
+mod ddi;
 mod drain;
 mod error;
 mod fleet;
@@ -50,6 +51,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub use auth::Scope;
+pub use ddi::DdiOptions;
 use error::ApiError;
 use route::Route;
 pub use serve::serve;
@@ -70,11 +72,14 @@ pub struct App {
     spooling: Arc<spool::Spooling>,
     /// What the gateway remembers of its callers.
     remembered: Remembered,
+    /// Settings of hawkBit's DDI; `None` where it is off.
+    ddi: Option<DdiOptions>,
 }
 
 impl App {
-    /// Creates the API of `origin`. `counters` are those of the QUIC side.
-    pub fn new(origin: Arc<Origin>, counters: Arc<ServeCounters>) -> Arc<Self> {
+    /// Creates the API of `origin`. `counters` are those of the QUIC side; `ddi` switches hawkBit's
+    /// DDI on.
+    pub fn new(origin: Arc<Origin>, counters: Arc<ServeCounters>, ddi: Option<DdiOptions>) -> Arc<Self> {
         Arc::new(Self {
             origin,
             counters,
@@ -83,6 +88,7 @@ impl App {
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
             spooling: Arc::default(),
             remembered: Remembered::default(),
+            ddi,
         })
     }
 
@@ -134,6 +140,7 @@ fn routes() -> impl Iterator<Item = Route> {
         channels::routes(),
         patches::routes(),
         tokens::routes(),
+        ddi::token_routes(),
         nodes::routes(),
         fleet::routes(),
         groups::routes(),
@@ -154,7 +161,7 @@ pub fn router(app: Arc<App>) -> Router {
     for route in routes() {
         router = router.route(&route.path, route.handler);
     }
-    router
+    ddi::add_to(router)
         .fallback(|| async { ApiError::not_found("such address") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(axum::middleware::from_fn(drain::layer))
@@ -174,7 +181,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let places = Places::in_dir(directory.path());
         let origin = Origin::open(&places, Tuning::default()).await.expect("an origin");
-        let app = App::new(origin, Arc::default());
+        let app = App::new(origin, Arc::default(), None);
         let done = Arc::new(AtomicBool::new(false));
         let sign = done.clone();
         drop(app.detached(async move {

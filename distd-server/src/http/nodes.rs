@@ -76,6 +76,7 @@ fn node(row: NodeRow, labels: &Labels, report: Option<ReportRow>) -> Node {
         labels: labels.into(),
         reported,
         running: running.collect(),
+        ddi: row.public_key.starts_with(db::DDI_KEY_PREFIX),
     }
 }
 

@@ -64,6 +64,24 @@ pub(super) async fn part(
     request: &HeaderMap,
 ) -> Result<Option<(Response, u64)>, ApiError> {
     let Some(len) = store.len(&object).await? else { return Ok(None) };
+    let (status, headers, range) = match select(request, etag, len) {
+        Ok(selected) => selected,
+        Err(outside) => return Ok(Some((*outside, 0))),
+    };
+    let bytes = range.end - range.start;
+    Ok(Some(((status, headers, stream(store.clone(), object, range)).into_response(), bytes)))
+}
+
+/// Status, headers and byte range of a response with immutable bytes, `len` of them, as the
+/// request's `Range` and `If-Range` select them.
+///
+/// # Errors
+/// The response to a range that begins behind the end.
+pub(super) fn select(
+    request: &HeaderMap,
+    etag: &str,
+    len: u64,
+) -> Result<(StatusCode, HeaderMap, Range<u64>), Box<Response>> {
     let etag = HeaderValue::from_str(etag).expect("a hexadecimal name in quotes");
     // With another version in `If-Range` the range does not apply, and the whole object is sent.
     let same = request.get(header::IF_RANGE).is_none_or(|tag| tag == etag);
@@ -76,21 +94,20 @@ pub(super) async fn part(
             let mut response = StatusCode::RANGE_NOT_SATISFIABLE.into_response();
             let value = HeaderValue::from_str(&outside).expect("digits");
             response.headers_mut().insert(header::CONTENT_RANGE, value);
-            return Ok(Some((response, 0)));
+            return Err(Box::new(response));
         }
     };
-    let bytes = range.end - range.start;
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable"));
     headers.insert(header::ETAG, etag);
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
     if status == StatusCode::PARTIAL_CONTENT {
         let value = format!("bytes {}-{}/{len}", range.start, range.end - 1);
         headers.insert(header::CONTENT_RANGE, HeaderValue::from_str(&value).expect("digits"));
     }
-    Ok(Some(((status, headers, stream(store.clone(), object, range)).into_response(), bytes)))
+    Ok((status, headers, range))
 }
 
 #[derive(Debug, PartialEq, Eq)]

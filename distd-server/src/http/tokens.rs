@@ -32,7 +32,7 @@ pub(super) fn routes() -> Vec<Route> {
 const LABEL_BYTES_MAX: usize = 200;
 
 /// Longest validity of an API token with an end, seconds: ten years, like the realm CA.
-const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
+pub(super) const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
 
 /// Longest validity of a join token, seconds: 90 days, enough for a batch of devices on the way
 /// from the factory. Anybody who finds the token can enrol with it.
@@ -42,7 +42,7 @@ const JOIN_SECONDS_MAX: u64 = 90 * 24 * 3600;
 const JOIN_SECONDS: u64 = 24 * 3600;
 
 /// State of a token at `now`.
-fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> TokenState {
+pub(super) fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> TokenState {
     match (revoked, expires) {
         (Some(_), _) => TokenState::Revoked,
         (None, Some(end)) if end < now => TokenState::Expired,
@@ -50,7 +50,7 @@ fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> TokenState 
     }
 }
 
-fn check_label(label: &str) -> Result<(), ApiError> {
+pub(super) fn check_label(label: &str) -> Result<(), ApiError> {
     if label.len() > LABEL_BYTES_MAX || !is_label(label) {
         let next = format!(
             "choose a label of letters, digits, single spaces and {LABEL_SIGNS}, at most {LABEL_BYTES_MAX} bytes"
@@ -63,7 +63,7 @@ fn check_label(label: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn check_seconds(seconds: u64, seconds_max: u64) -> Result<i64, ApiError> {
+pub(super) fn check_seconds(seconds: u64, seconds_max: u64) -> Result<i64, ApiError> {
     if !(1..=seconds_max).contains(&seconds) {
         let message = format!("expires_in = {seconds} is out of bounds");
         return Err(ApiError::bad_request(message, format!("choose 1 to {seconds_max} seconds")));

@@ -30,7 +30,7 @@ use crate::tuf::KeyError;
 const AT_ONCE: usize = 2;
 
 /// Kind of the releases that are files.
-const FILE: &str = "file";
+pub(super) const FILE: &str = "file";
 
 /// Reason why a release has no digests.
 #[derive(Debug, thiserror::Error)]

@@ -5,6 +5,7 @@ mod agree;
 mod bytes;
 mod capabilities;
 mod content;
+mod ddi;
 mod files;
 mod fleet;
 mod halts;
@@ -48,7 +49,10 @@ use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, Reposi
 
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
+pub(crate) use bytes::{ReadBytesError, read_bytes};
 pub use content::OriginContent;
+pub use ddi::{DdiNews, DdiOffer};
+pub use files::DigestsError;
 pub use fleet::{FleetFilter, FleetSelection};
 pub use metadata::ObjectMetadata;
 pub(crate) use owner::Owner;

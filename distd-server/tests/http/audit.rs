@@ -93,6 +93,12 @@ async fn each_request_that_changes_something_leaves_an_entry() {
     log.call("PUT", of_name, path, Some(json!({"name": "os_@v"})), "product.set").await;
     log.call("DELETE", of_name, path, None, "product.set").await;
 
+    let body = json!({"product": "os", "channel": "stable"});
+    let tokens = "/v1/ddi/tokens";
+    let made = log.call("POST", tokens, tokens, Some(body), "ddi-token.make").await;
+    let path = format!("{tokens}/{}", text(&made["id"]));
+    log.call("DELETE", "/v1/ddi/tokens/{id}", &path, None, "ddi-token.revoke").await;
+
     // Rollouts.
     world.put_content("os", "3", noise(3, 30_000)).await;
     node(&world, 1, "leaf").await;

@@ -2,6 +2,8 @@
 //! callers.
 
 mod audit;
+mod ddi;
+mod ddi_clients;
 mod files;
 mod fleet;
 mod process;

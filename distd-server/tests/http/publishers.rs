@@ -38,8 +38,11 @@ const OPEN: [&str; 9] = [
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 44] = [
+const RESTRICTED: [(&str, &str, &str); 47] = [
     ("GET", "/v1/audit", "admin"),
+    ("GET", "/v1/ddi/tokens", "admin"),
+    ("POST", "/v1/ddi/tokens", "admin"),
+    ("DELETE", "/v1/ddi/tokens/{id}", "admin"),
     ("GET", "/v1/fleet", "admin"),
     ("GET", "/v1/fleet/nodes", "admin"),
     ("GET", "/v1/fleet/nodes/{id}", "admin"),

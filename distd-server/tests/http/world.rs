@@ -58,7 +58,8 @@ impl World {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("https://{}{path}", self.running.http)
+        let scheme = if self.running.plain { "http" } else { "https" };
+        format!("{scheme}://{}{path}", self.running.http)
     }
 
     pub(crate) fn bare(&self, method: Method, path: &str) -> RequestBuilder {
