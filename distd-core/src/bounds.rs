@@ -105,6 +105,14 @@ pub const PATCH_TARGET_BYTES_MAX: usize = 4 << 20;
 /// Most raw bytes of base one patch may name.
 pub const PATCH_BASE_BYTES_MAX: usize = 16 << 20;
 
+/// Most raw bytes of base, and of target, of a patch for one large file, whose method states its
+/// memory. An executable of this length is rare; a kernel has 60 MB.
+pub const PATCH_LARGE_BYTES_MAX: usize = 256 << 20;
+
+/// Most bytes of a large patch's payload with its pieces. A file that changed by more is better
+/// sent in small patches.
+pub const PATCH_LARGE_PAYLOAD_BYTES_MAX: usize = 32 << 20;
+
 /// Largest payload of a patch, bytes: a payload is sent and stored as a chunk.
 pub const PATCH_PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;
 

@@ -91,7 +91,7 @@ macro_rules! replayed {
 }
 
 replayed! {
-    regions erofs_maps archive_parts view_make patch_decode patch_encode set_index outline choose route view_unpack
+    regions erofs_maps archive_parts view_make patch_decode patch_encode patch_large set_index outline choose route view_unpack
     view_repack hash_tree manifest tree_listing frames
 }
 

@@ -138,7 +138,7 @@ fn every_truncation_and_every_flip_ends_without_a_panic() {
 #[test]
 fn codec_numbers_are_fixed() {
     let numbers: Vec<_> = PatchMethod::ALL.iter().map(|codec| (codec.number(), *codec)).collect();
-    assert_eq!(numbers, [(1, PatchMethod::Zstd), (2, PatchMethod::Suffix)]);
+    assert_eq!(numbers, [(1, PatchMethod::Zstd), (2, PatchMethod::Suffix), (3, PatchMethod::References)]);
     for (number, codec) in numbers {
         assert_eq!(PatchMethod::from_number(number), Some(codec));
     }

@@ -5,8 +5,10 @@ use std::ops::Range;
 use distd_core::ChunkHash;
 use distd_core::bounds::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX};
 use distd_core::cut::{Batches, CutParams, RegionKind, Regions};
-use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, build, needs, pair};
-use distd_core::patch::{Effort, decode};
+use distd_core::patch::pair::{
+    ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, build, large_memory, needs, pair,
+};
+use distd_core::patch::{Effort, LargePayload, decode, large_cost, rebuild_large};
 use proptest::prelude::*;
 
 const EFFORT: Effort = Effort { level: 3 };
@@ -68,6 +70,20 @@ impl Release {
     }
 }
 
+/// Rebuilds a large target from its base and the pieces of its payload.
+fn rebuild(mut base: Vec<u8>, coded: &[u8], len: usize) -> Vec<u8> {
+    let cost = large_cost(base.len() as u64, coded.len() as u64, len as u64).expect("a class");
+    let payload = LargePayload::new(coded);
+    payload.pieces.iter().for_each(|piece| base.extend_from_slice(piece));
+    let mut out = Vec::new();
+    let mut sink = |bytes: &[u8]| {
+        out.extend_from_slice(bytes);
+        Ok(())
+    };
+    rebuild_large(&base, &payload.own, len as u64, cost.memory(), &mut sink).expect("no I/O").expect("sound");
+    out
+}
+
 struct Outcome {
     jobs: Vec<PatchJob>,
     patches: Vec<Patch>,
@@ -99,10 +115,14 @@ fn update(old: &Release, new: &Release, options: PairOptions) -> Outcome {
             })
             .sum();
         let target: usize = job.targets.iter().map(|range| new.bytes_of(range).len()).sum();
-        assert!(base <= options.base_bytes_max as u64 && target <= options.target_bytes_max);
+        if job.large {
+            assert!(large_memory(base, target as u64) <= options.large_memory_max);
+        } else {
+            assert!(base <= options.base_bytes_max as u64 && target <= options.target_bytes_max);
+        }
         let built = build(job, old.side(), new.side(), EFFORT).expect("memory reads");
         for patch in &built {
-            assert!(patch.payload.len() <= PATCH_PAYLOAD_BYTES_MAX);
+            assert!(patch.large || patch.payload.len() <= PATCH_PAYLOAD_BYTES_MAX);
             let mut base = Vec::new();
             for span in &patch.bases {
                 base.extend_from_slice(match span.of {
@@ -118,7 +138,11 @@ fn update(old: &Release, new: &Release, options: PairOptions) -> Outcome {
             }
             let target: Vec<u8> =
                 patch.targets.iter().flat_map(|range| new.bytes_of(range).to_vec()).collect();
-            let rebuilt = decode(patch.codec, &base, &patch.payload, target.len()).expect("sound");
+            let rebuilt = if patch.large {
+                rebuild(base, &patch.payload, target.len())
+            } else {
+                decode(patch.codec, &base, &patch.payload, target.len()).expect("sound")
+            };
             assert!(rebuilt == target);
             for index in patch.targets.iter().cloned().flatten() {
                 assert!(std::mem::take(&mut left[index as usize]), "rebuilt twice, or not wanted");
@@ -240,11 +264,37 @@ fn a_long_file_gets_windows_where_its_content_was() {
 }
 
 #[test]
+fn a_large_file_is_one_job_if_there_is_memory_and_its_payload_may_be_longer_than_a_chunk() {
+    let old = noise(5 << 20, 13);
+    let new = [&touched(&old[2 << 20..])[..], &noise(3 << 19, 14), &old[..2 << 20]].concat();
+    let other = noise(100_000, 15);
+    let memory = large_memory(old.len() as u64, new.len() as u64);
+    let (old, new) = (
+        Release::of(&[("lib/big-1", old.clone()), ("a", other.clone())]),
+        Release::of(&[("lib/big-2", new.clone()), ("a", touched(&other))]),
+    );
+    let options = |memory| PairOptions {
+        target_bytes_max: 3 << 19,
+        base_bytes_max: 4 << 20,
+        large_memory_max: memory,
+        ..PairOptions::default()
+    };
+    let outcome = update(&old, &new, options(memory));
+    assert_eq!(outcome.jobs.iter().map(|job| job.large).collect::<Vec<_>>(), [true, false]);
+    let large = outcome.patches.iter().find(|patch| patch.large).expect("a large patch");
+    assert!(large.payload.len() > PATCH_PAYLOAD_BYTES_MAX && outcome.left == 0);
+    // What moved to the end of the file is in chunks that the old release has.
+    let wanted = outcome.jobs[0].targets.iter().map(|range| new.bytes_of(range).len()).sum::<usize>();
+    let less = large_memory(5 << 20, wanted as u64) - 1;
+    assert!(update(&old, &new, options(less)).jobs.iter().all(|job| !job.large));
+}
+
+#[test]
 fn a_job_above_the_limits_or_outside_the_release_is_an_error() {
     let release = Release::of(&[("a", noise(PATCH_BASE_BYTES_MAX + (1 << 20), 1))]);
     let all = 0..release.chunks.len() as u32;
     for targets in [all.clone(), 0..u32::MAX, u32::MAX - 1..u32::MAX] {
-        let job = PatchJob { targets: vec![targets], bases: Vec::new() };
+        let job = PatchJob { targets: vec![targets], ..PatchJob::default() };
         assert!(build(&job, release.side(), release.side(), EFFORT).is_err());
     }
 }

@@ -346,3 +346,37 @@ fn modules_in_an_initrd_are_updated_by_their_content_as_far_as_the_device_has_me
     let more = small.number("wire_bytes") - wire;
     assert!(more > large / 2 && more < large + initrd / 4, "{more} of {large}: {}", small.json);
 }
+
+#[test]
+fn a_large_program_is_one_patch_with_its_payload_in_pieces_if_the_device_has_memory() {
+    let lab = lab();
+    let mut rng = distd_tests::Rng::new(28);
+    let tree = lab.path("tree");
+    artifacts::system_tree(&tree, 20, &mut rng);
+    let mut program = rng.bytes(4 << 20);
+    let fresh = rng.bytes(1_300_000);
+    let [v1, v2] = ["1", "2"].map(|version| {
+        fs::write(tree.join("program"), &program).expect("write a file");
+        let image = lab.path(&format!("v{version}.erofs"));
+        artifacts::erofs(&tree, &image, &[]);
+        // Every chunk changes, and more is new than fits into one chunk.
+        program.iter_mut().step_by(2000).for_each(|byte| *byte = byte.wrapping_add(1));
+        program.splice(2 << 20..2 << 20, fresh.iter().copied());
+        image
+    });
+    let update = updated(&lab, &v1, &v2);
+    let (wire, new) = (update.number("wire_bytes"), fresh.len() as u64);
+    assert!(wire > new && wire < new + 200_000, "{wire}: {}", update.json);
+
+    // The patch states 32 MiB.
+    let (out, slot) = (lab.path("small").display().to_string(), lab.path("d1-slot").display().to_string());
+    let args =
+        ["pull", "os@2", "--optimize", "bytes", "--view-memory-mib", "16", "--out", &out, "--seed", &slot];
+    fs::remove_file(lab.path("out")).expect("remove the release");
+    fs::remove_file(lab.path("out.distd")).expect("remove its manifest");
+    let small = lab.device("d1", &args).ok();
+    assert!(same(Path::new(&out), &v2));
+    assert_eq!(small.number("patches_failed"), 0, "{}", small.json);
+    let wire = small.number("wire_bytes");
+    assert!(wire > new + (4 << 20) - 100_000, "{wire}: {}", small.json);
+}

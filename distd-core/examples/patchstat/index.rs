@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
-use distd_core::patch::{PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
+use distd_core::patch::{PatchChunkId, SetIndex, SetPatch, TargetRun, ViewChunkId};
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
@@ -22,7 +22,7 @@ pub(crate) fn index(
     let mut found: Vec<SetPatch> = patches
         .iter()
         .map(|(_, patch)| SetPatch {
-            codec: if patch.codec == PatchMethod::Zstd { 1 } else { 2 },
+            codec: if patch.large { 163 } else { patch.codec.number() },
             packed: 1000 + patch.payload.len() as u64,
             bases: patch
                 .bases

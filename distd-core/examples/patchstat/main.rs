@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! cargo run --release -p distd-core --example patchstat -- \
-//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2] [--transparency 0|1]
+//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2] [--transparency 0|1] \
+//!     [--large 0|1]
 //! ```
 
 #![expect(
@@ -28,7 +29,7 @@ use distd_core::patch::pair::{
     ChunkSpan, Need, Of, PairOptions, Patch, Side, build, needs as needs_of, pair as pair_up,
 };
 use distd_core::patch::view::Layer;
-use distd_core::patch::{Effort, PatchMethod, decode};
+use distd_core::patch::{Effort, LargePayload, PatchMethod, decode, large_cost, rebuild_large};
 
 mod index;
 mod views;
@@ -119,9 +120,28 @@ fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     }
     let target = bytes(new, &patch.targets)?;
     let begin = Instant::now();
-    let rebuilt = decode(patch.codec, &base, &patch.payload, target.len())?;
+    let rebuilt = if patch.large {
+        large(base, &patch.payload, target.len())?
+    } else {
+        decode(patch.codec, &base, &patch.payload, target.len())?
+    };
     let took = begin.elapsed().as_secs_f64();
     if rebuilt == target { Ok(took) } else { Err("a patch rebuilds other bytes than its target".into()) }
+}
+
+/// Rebuilds a large target as a device does.
+fn large(mut base: Vec<u8>, coded: &[u8], len: usize) -> Result<Vec<u8>, Error> {
+    let cost =
+        large_cost(base.len() as u64, coded.len() as u64, len as u64).ok_or("no device has the memory")?;
+    let payload = LargePayload::new(coded);
+    payload.pieces.iter().for_each(|piece| base.extend_from_slice(piece));
+    let mut out = Vec::with_capacity(len);
+    let mut sink = |bytes: &[u8]| {
+        out.extend_from_slice(bytes);
+        Ok(())
+    };
+    rebuild_large(&base, &payload.own, len as u64, cost.memory(), &mut sink)??;
+    Ok(out)
 }
 
 struct Options {
@@ -132,12 +152,13 @@ struct Options {
     targets: usize,
     views: usize,
     transparency: bool,
+    large: bool,
 }
 
 fn options() -> Result<Options, Error> {
     let mut args = std::env::args().skip(1);
     let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2] \
-                 [--transparency 0|1]";
+                 [--transparency 0|1] [--large 0|1]";
     let mut found = Options {
         old: args.next().ok_or(usage)?,
         new: args.next().ok_or(usage)?,
@@ -146,6 +167,7 @@ fn options() -> Result<Options, Error> {
         targets: 4,
         views: 1,
         transparency: false,
+        large: true,
     };
     while let Some(name) = args.next() {
         let value = args.next().ok_or(usage)?;
@@ -154,6 +176,7 @@ fn options() -> Result<Options, Error> {
             "--threads" => found.threads = value.parse()?,
             "--views" => found.views = value.parse()?,
             "--transparency" => found.transparency = value.parse::<u8>()? != 0,
+            "--large" => found.large = value.parse::<u8>()? != 0,
             "--targets" => found.targets = value.parse()?,
             _ => return Err(usage.into()),
         }
@@ -201,7 +224,11 @@ fn report(
     passes: &[Pass],
     begin: Instant,
 ) -> Result<(), Error> {
-    let pairing = PairOptions { target_bytes_max: options.targets << 20, ..PairOptions::default() };
+    let pairing = PairOptions {
+        target_bytes_max: options.targets << 20,
+        large_memory_max: if options.large { u64::MAX } else { 0 },
+        ..PairOptions::default()
+    };
     let jobs = pair_up(old, new, needs, pairing)?;
     let targets: usize = jobs.iter().map(|job| job.targets.len()).sum();
     let bases: usize = jobs.iter().map(|job| job.bases.len()).sum();
@@ -262,6 +289,7 @@ fn report(
         spent(&patch.targets, patch.payload.len());
         let kind = match (patch.codec, patch.bases.is_empty()) {
             (PatchMethod::Zstd, true) => "solid".to_owned(),
+            _ if patch.large => "large".to_owned(),
             (codec, _) => format!("{codec:?}"),
         };
         let kind = kinds.entry(kind).or_default();

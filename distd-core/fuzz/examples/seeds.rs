@@ -12,7 +12,7 @@ use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind, Manifest, compact_leaf};
 use distd_core::patch::{
-    Effort, Outline, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId, encode,
+    Effort, LargePayload, Outline, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId, encode,
 };
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
@@ -173,6 +173,12 @@ fn codecs(seeds: &Seeds) -> Result<()> {
         let len = &(target.len() as u32).to_le_bytes()[..3];
         seeds.put("patch_decode", &name, &[&number, len, &part(&base), &payload])?;
         seeds.put("patch_encode", &name, &[&number, &[40, 0, 0], &part(&base), &target])?;
+        if codec == PatchMethod::References {
+            let LargePayload { own, .. } = LargePayload::new(&payload);
+            seeds.put("patch_large", "one-piece", &[&[1], len, &part(&base), &own])?;
+            let (piece, rest) = payload.split_at(50);
+            seeds.put("patch_large", "pieces", &[&[1], len, &part(&[&base[..], piece].concat()), &[50], rest])?;
+        }
     }
     let solid = encode(PatchMethod::Zstd, &[], &target, Effort::default()).ok_or("small")?;
     let len = &(target.len() as u32).to_le_bytes()[..3];

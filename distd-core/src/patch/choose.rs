@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Method, PatchChunkId, SetPatch};
+use super::{Method, PatchChunkId, PatchMethod, SetPatch};
 use crate::ChunkId;
 
 /// Reference to a patch: its set and its number in the set.
@@ -66,9 +66,13 @@ impl Optimize {
     fn work(self, patch: &SetPatch) -> u64 {
         let Self::Time { link } = self else { return 0 };
         match patch.method() {
-            Some(Method::Repack(_) | Method::Inflate(_) | Method::HashTree) => {
-                (processor(patch).as_secs_f64() * link as f64) as u64
-            }
+            Some(
+                Method::Repack(_)
+                | Method::Inflate(_)
+                | Method::HashTree
+                | Method::Large(_)
+                | Method::Buffer(PatchMethod::References),
+            ) => (processor(patch).as_secs_f64() * link as f64) as u64,
             // Other patches decode faster than the chunks they replace would unpack, so nothing is
             // charged.
             _ => 0,
@@ -84,6 +88,9 @@ fn processor(patch: &SetPatch) -> Duration {
         // takes the time.
         Some(Method::Repack(cost)) => (patch.base_ids().count() as u64 * VIEW_CHUNK_BYTES, cost.rate()),
         Some(Method::Inflate(_)) => (patch.target_bytes() as u64, INFLATE_RATE),
+        Some(Method::Large(_) | Method::Buffer(PatchMethod::References)) => {
+            (patch.target_bytes() as u64, REFERENCES_RATE)
+        }
         Some(Method::HashTree) => (patch.base_ids().count() as u64 * CHUNK_BYTES, HASH_RATE),
         _ => (patch.target_bytes() as u64, DECODE_RATE),
     };
@@ -95,6 +102,7 @@ fn processor(patch: &SetPatch) -> Duration {
 // content is packed again is that of its Cost.
 const INFLATE_RATE: u64 = 200_000_000;
 const DECODE_RATE: u64 = 250_000_000;
+const REFERENCES_RATE: u64 = 25_000_000;
 /// Bytes of data per second of one core that go into a hash tree, without instructions for SHA.
 const HASH_RATE: u64 = 300_000_000;
 

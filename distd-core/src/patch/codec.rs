@@ -1,5 +1,6 @@
 //! Patch codecs: numbers, bounds and errors.
 
+use super::references::{self, Layout};
 use super::{prefix, suffix};
 use crate::bounds::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 
@@ -12,11 +13,14 @@ pub enum PatchMethod {
     Zstd = 1,
     /// Suffix-array difference, its streams packed with zstd (module `suffix`).
     Suffix = 2,
+    /// Suffix-array difference with references of executables predicted, coded by adaptive models
+    /// (module `references`).
+    References = 3,
 }
 
 impl PatchMethod {
     /// Every codec, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::Zstd, Self::Suffix];
+    pub const ALL: [Self; 3] = [Self::Zstd, Self::Suffix, Self::References];
 
     /// Stable number of the codec in formats.
     pub const fn number(self) -> u8 {
@@ -73,14 +77,33 @@ fn bound(what: &'static str, bytes: usize, max: usize) -> Result<(), PatchError>
 /// is within the limits; the caller then splits the target or sends chunks.
 ///
 /// At level 19 this takes about 0.3 s per MiB of base and target, [`PatchMethod::Suffix`] a quarter
-/// of that, and up to 300 MB of memory for the largest base.
+/// of that, and up to 300 MB of memory for the largest base. [`PatchMethod::References`] has no
+/// levels; base and target that are ELF files from their first byte on have their addresses.
 pub fn encode(codec: PatchMethod, base: &[u8], target: &[u8], effort: Effort) -> Option<Vec<u8>> {
     bound("base", base.len(), PATCH_BASE_BYTES_MAX).ok()?;
     bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;
     let payload = match codec {
         PatchMethod::Zstd => prefix::encode(base, target, effort.level),
         PatchMethod::Suffix => suffix::encode(base, target, effort.level),
+        PatchMethod::References => {
+            let layouts = [base, target].map(|bytes| Layout::of(references::extents(bytes, 0), bytes.len()));
+            return encode_references(base, target, [&layouts[0], &layouts[1]], usize::MAX);
+        }
     }?;
+    (payload.len() <= PATCH_PAYLOAD_BYTES_MAX).then_some(payload)
+}
+
+/// Returns a payload of [`PatchMethod::References`] for a base and target with these addresses, as
+/// [`encode`] does; `None` also if more than `extra_max` bytes resemble nothing in the base.
+pub(super) fn encode_references(
+    base: &[u8],
+    target: &[u8],
+    layouts: [&Layout; 2],
+    extra_max: usize,
+) -> Option<Vec<u8>> {
+    bound("base", base.len(), PATCH_BASE_BYTES_MAX).ok()?;
+    bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;
+    let payload = references::encode(base, target, layouts, extra_max)?;
     (payload.len() <= PATCH_PAYLOAD_BYTES_MAX).then_some(payload)
 }
 
@@ -88,7 +111,7 @@ pub fn encode(codec: PatchMethod, base: &[u8], target: &[u8], effort: Effort) ->
 /// manifest.
 ///
 /// The result is *not* verified: the caller hashes each target chunk. Any payload, however hostile,
-/// ends in that many bytes or an error, within `base + target + 12 MiB` of memory.
+/// ends in that many bytes or an error, within `base + target + 16 MiB` of memory.
 ///
 /// # Errors
 /// [`PatchError`]; lengths are checked before anything is allocated.
@@ -104,5 +127,15 @@ pub fn decode(
     match codec {
         PatchMethod::Zstd => prefix::decode(base, payload, target_len),
         PatchMethod::Suffix => suffix::decode(base, payload, target_len),
+        PatchMethod::References => {
+            let mut target = Vec::with_capacity(target_len);
+            let mut sink = |bytes: &[u8]| {
+                target.extend_from_slice(bytes);
+                Ok(())
+            };
+            let decoded = references::decode(base, payload, target_len, &mut sink);
+            decoded.map_err(|_| PatchError::Length(target_len))??;
+            Ok(target)
+        }
     }
 }

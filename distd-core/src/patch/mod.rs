@@ -11,8 +11,8 @@
 //!
 //! # Non-goals
 //! - The smallest possible difference: bases are found by name and by sampled content ([`pair`]).
-//! - Patches of whole artifacts: one patch has at most 16 MiB of base and 4 MiB of target, or 1 GiB
-//!   of either where it streams ([`view`]).
+//! - Patches of whole artifacts: one patch has at most 16 MiB of base and 4 MiB of target, 256 MiB
+//!   of either for a single large file, or 1 GiB where it streams ([`view`]).
 //! - I/O: the origin makes sets and devices apply them; this module gets and returns bytes.
 //!
 //! # Example
@@ -91,10 +91,12 @@ mod chunk_id;
 mod codec;
 mod cost;
 pub mod hash_tree;
+mod large;
 mod matches;
 mod outline;
 pub mod pair;
 mod prefix;
+mod references;
 mod route;
 mod set;
 mod suffix;
@@ -104,6 +106,7 @@ pub use choose::{Choice, Offer, Optimize, PatchRef, Terms, choose};
 pub use chunk_id::{PatchChunkId, ViewChunkId};
 pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
 pub use cost::Cost;
+pub use large::{LargePayload, large_cost, rebuild_large};
 pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

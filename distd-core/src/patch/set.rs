@@ -41,6 +41,10 @@ pub enum Method {
     /// Computes a part of a hash tree from its data ([`hash_tree`](super::hash_tree)). The payload
     /// is the recipe. Streaming.
     HashTree,
+    /// Rebuilds a large file ([`rebuild_large`](super::rebuild_large)). The payload is the patch,
+    /// or its last part; the base ends in the parts before. The base is held in memory, the target
+    /// streams.
+    Large(Cost),
 }
 
 /// Numbers of the methods that state no cost.
@@ -52,6 +56,8 @@ const HASH_TREE: u8 = 130;
 /// the first classes of memory and speed. Each class of speed has the numbers of all classes of
 /// memory.
 const INFLATE_FROM: u8 = 144;
+/// Number of [`Method::Large`] with the first class of memory.
+const LARGE_FROM: u8 = 160;
 const REPACK_FROM: u8 = 192;
 
 impl Method {
@@ -61,7 +67,8 @@ impl Method {
             INFLATE => Some(Self::Inflate(Cost::UNSTATED)),
             REPACK => Some(Self::Repack(Cost::UNSTATED)),
             HASH_TREE => Some(Self::HashTree),
-            INFLATE_FROM..REPACK_FROM => Cost::of_classes(number - INFLATE_FROM, 0).map(Self::Inflate),
+            LARGE_FROM..REPACK_FROM => Cost::of_classes(number - LARGE_FROM, 0).map(Self::Large),
+            INFLATE_FROM..LARGE_FROM => Cost::of_classes(number - INFLATE_FROM, 0).map(Self::Inflate),
             REPACK_FROM.. => {
                 let number = number - REPACK_FROM;
                 Cost::of_classes(number % MEMORY_CLASSES, number / MEMORY_CLASSES).map(Self::Repack)
@@ -82,13 +89,14 @@ impl Method {
                 cost.classes().map_or(REPACK, |(memory, rate)| REPACK_FROM + rate * MEMORY_CLASSES + memory)
             }
             Self::HashTree => HASH_TREE,
+            Self::Large(cost) => LARGE_FROM + cost.classes().map_or(0, |(memory, _)| memory),
         }
     }
 
     /// Cost of a patch of the method, as the index states it.
     pub fn cost(self) -> Cost {
         match self {
-            Self::Inflate(cost) | Self::Repack(cost) => cost,
+            Self::Inflate(cost) | Self::Repack(cost) | Self::Large(cost) => cost,
             Self::Buffer(_) | Self::HashTree => Cost::UNSTATED,
         }
     }
@@ -98,7 +106,9 @@ impl Method {
     pub fn memory(self) -> Option<u64> {
         match self {
             Self::Buffer(_) => None,
-            Self::Inflate(_) | Self::Repack(_) | Self::HashTree => Some(self.cost().memory()),
+            Self::Inflate(_) | Self::Repack(_) | Self::HashTree | Self::Large(_) => {
+                Some(self.cost().memory())
+            }
         }
     }
 
@@ -433,11 +443,13 @@ mod tests {
         for number in &known {
             assert_eq!(Method::from_number(*number).map(Method::number), Some(*number));
         }
-        let streaming: Vec<u8> = [128, 129, 130].into_iter().chain(144..=151).chain(192..=223).collect();
-        assert_eq!(known, [&[1, 2], &streaming[..]].concat());
+        let streaming: Vec<u8> =
+            [128, 129, 130].into_iter().chain(144..=151).chain(160..=167).chain(192..=223).collect();
+        assert_eq!(known, [&[1, 2, 3], &streaming[..]].concat());
         let cost = Cost::new(880 << 20, 1_000_000).expect("a class");
         assert_eq!(Method::Repack(cost).number(), 222);
         assert_eq!(Method::Inflate(cost).number(), 150);
+        assert_eq!(Method::Large(cost).number(), 166);
         assert_eq!(Method::Repack(cost).memory(), Some(1 << 30));
     }
 

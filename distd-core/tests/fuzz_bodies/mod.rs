@@ -32,13 +32,14 @@ const fn of_artifacts(name: &'static str, body: fn(&[u8])) -> Target {
 }
 
 /// All fuzz targets.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     of_artifacts("regions", image::regions),
     of_artifacts("erofs_maps", image::erofs_maps),
     of_artifacts("archive_parts", image::archive_parts),
     of_artifacts("view_make", views::make),
     target("patch_decode", codecs::patch_decode),
     target("patch_encode", codecs::patch_encode),
+    target("patch_large", codecs::patch_large),
     target("set_index", sets::set_index),
     target("outline", sets::outline),
     target("choose", sets::choose),

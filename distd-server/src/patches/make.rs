@@ -13,9 +13,12 @@ use distd_core::ChunkHash;
 use distd_core::bounds::PATCHES_MAX;
 use distd_core::cut::ReadAt;
 use distd_core::manifest::Entry;
-use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
+use distd_core::patch::pair::{
+    ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, large_memory, pair,
+};
 use distd_core::patch::{
-    Cost, Effort, Method, PatchChunkId, PatchMethod, SetPatch, TargetRun, decode, encode, view,
+    Cost, Effort, LargePayload, Method, PatchChunkId, PatchMethod, SetPatch, TargetRun, ViewChunkId, decode,
+    encode, large_cost, rebuild_large, view,
 };
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -51,6 +54,9 @@ const SMALL_BYTES: u64 = 32 << 20;
 /// zstd level for small sets.
 const SMALL_LEVEL: i32 = 19;
 
+/// Effort for pieces of large payloads, which do not pack.
+const PIECE_EFFORT: Effort = Effort { level: 1 };
+
 /// Time between two progress lines in the log.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -68,6 +74,9 @@ struct Made {
     payload: Bytes,
     /// Indices of the chunks of the new release that the patch rebuilds.
     indices: Vec<u32>,
+    /// Pieces of a large payload, and the payloads of the patches that make them. Their ids are
+    /// given when all patches before are known.
+    pieces: Vec<(u32, Bytes)>,
 }
 
 impl Releases {
@@ -93,11 +102,13 @@ impl Releases {
         Side { bytes: viewed, regions: viewed.regions(), chunks: viewed.spans() }
     }
 
-    /// Jobs to build. Blocks: reads the old release and the new chunks of the new one.
-    fn jobs(&self) -> std::io::Result<Vec<PatchJob>> {
+    /// Jobs to build, each in at most `memory` bytes. Blocks: reads the old release and the new
+    /// chunks of the new one.
+    fn jobs(&self, memory: u64) -> std::io::Result<Vec<PatchJob>> {
         let options = PairOptions {
             target_bytes_max: TARGET_BYTES,
             base_bytes_max: BASE_BYTES,
+            large_memory_max: memory,
             ..PairOptions::default()
         };
         pair(self.old(), self.new_side(), &self.pair.needs, options)
@@ -123,6 +134,9 @@ impl Releases {
         };
         let targets = self.target_bytes(job);
         let bases: u64 = job.bases.iter().map(|span| bytes(span.of, &span.chunks)).sum();
+        if job.large {
+            return large_memory(bases, targets);
+        }
         MEMORY_FACTOR * (targets + bases)
     }
 
@@ -154,15 +168,50 @@ impl Releases {
                 tracing::error!(codec = ?patch.codec, "a patch does not rebuild its target and is not used");
                 continue;
             }
-            let patch_of = SetPatch {
-                codec: patch.codec.number(),
-                packed,
-                bases: self.base_ids(&patch),
-                targets: self.target_runs(&patch),
+            let mut made = Made {
+                indices: indices().collect(),
+                patch: SetPatch {
+                    codec: patch.codec.number(),
+                    packed,
+                    bases: self.base_ids(&patch),
+                    targets: self.target_runs(&patch),
+                },
+                payload: Bytes::new(),
+                pieces: Vec::new(),
             };
-            kept.push(Made { indices: indices().collect(), patch: patch_of, payload: patch.payload.into() });
+            if patch.large {
+                let Some(divided) = self.divide(&patch, &mut made) else { continue };
+                made.payload = divided;
+            } else {
+                made.payload = patch.payload.into();
+            }
+            kept.push(made);
         }
         Ok(kept)
+    }
+
+    /// Divides the payload of a large patch into pieces, which go into `made`, and the payload that
+    /// is returned. `None` if no device has the memory.
+    fn divide(&self, patch: &Patch, made: &mut Made) -> Option<Bytes> {
+        let payload = LargePayload::new(&patch.payload);
+        made.patch.codec = Method::Large(self.cost_of_large(patch)?).number();
+        for piece in &payload.pieces {
+            let packed = encode(PatchMethod::Zstd, &[], piece, PIECE_EFFORT)?;
+            made.pieces.push((piece.len() as u32, packed.into()));
+            // A device weighs the patch's own payload against its targets.
+            made.patch.packed = made.patch.packed.saturating_sub(piece.len() as u64);
+        }
+        Some(payload.own.into())
+    }
+
+    fn cost_of_large(&self, patch: &Patch) -> Option<Cost> {
+        let bytes = |of: Of, chunks: &std::ops::Range<u32>| -> u64 {
+            let spans = &self.side(of).spans()[chunks.start as usize..chunks.end as usize];
+            spans.iter().map(|span| u64::from(span.len)).sum()
+        };
+        let bases = patch.bases.iter().map(|span| bytes(span.of, &span.chunks)).sum();
+        let targets = patch.targets.iter().map(|chunks| bytes(Of::New, chunks)).sum();
+        large_cost(bases, patch.payload.len() as u64, targets)
     }
 
     /// Whether the patch rebuilds its targets from its bases, tried with the code that devices run.
@@ -182,7 +231,20 @@ impl Releases {
             ranges.flat_map(|chunks| &new.spans()[chunks.start as usize..chunks.end as usize])
         };
         let len = spans().map(|span| span.len as usize).sum();
-        let Ok(target) = decode(patch.codec, &base, &patch.payload, len) else { return Ok(false) };
+        let target = if patch.large {
+            let Some(cost) = self.cost_of_large(patch) else { return Ok(false) };
+            let payload = LargePayload::new(&patch.payload);
+            payload.pieces.iter().for_each(|piece| base.extend_from_slice(piece));
+            let mut target = Vec::with_capacity(len);
+            let mut sink = |bytes: &[u8]| {
+                target.extend_from_slice(bytes);
+                Ok(())
+            };
+            rebuild_large(&base, &payload.own, len as u64, cost.memory(), &mut sink)?.map(|()| target)
+        } else {
+            decode(patch.codec, &base, &patch.payload, len)
+        };
+        let Ok(target) = target else { return Ok(false) };
         let mut rest = &target[..];
         Ok(spans().all(|span| {
             let Some((chunk, behind)) = rest.split_at_checked(span.len as usize) else { return false };
@@ -215,6 +277,7 @@ impl Releases {
             },
             payload: view.recipe.clone().into(),
             indices: Vec::new(),
+            pieces: Vec::new(),
         };
         old.views.iter().map(inflate).collect()
     }
@@ -259,7 +322,7 @@ impl Releases {
             bases: Vec::new(),
             targets: runs_of(new, indices.iter().copied()),
         };
-        Ok(Some(Made { patch, payload: payload.into(), indices }))
+        Ok(Some(Made { patch, payload: payload.into(), indices, pieces: Vec::new() }))
     }
 
     /// Patches that pack new views again, if that saves bytes. `spent` is the cost of each chunk of
@@ -310,6 +373,7 @@ impl Releases {
                 },
                 payload: view.recipe.clone().into(),
                 indices: packed_chunks,
+                pieces: Vec::new(),
             });
         }
         made
@@ -327,6 +391,7 @@ impl Releases {
             },
             payload: tree.recipe.clone().into(),
             indices: tree.targets.clone().collect(),
+            pieces: Vec::new(),
         };
         self.pair.trees.iter().map(made).collect()
     }
@@ -381,7 +446,8 @@ pub(super) async fn make(
     stop: &CancellationToken,
 ) -> Result<Vec<SetPatch>, MakeError> {
     let at = releases.clone();
-    let jobs = spawn_blocking(move || at.jobs());
+    let job_memory = options.memory_bytes;
+    let jobs = spawn_blocking(move || at.jobs(job_memory));
     let jobs = tokio::select! {
         jobs = jobs => jobs.map_err(MakeError::Panicked)?.map_err(MakeError::Content)?,
         () = stop.cancelled() => return Err(MakeError::Stopped),
@@ -397,7 +463,7 @@ pub(super) async fn make(
     let effort = Effort { level };
     let mut next = jobs.into_iter();
     let mut under_way = FuturesOrdered::new();
-    let mut made_so_far = MadePatches::default();
+    let mut made_so_far = MadePatches { view_chunks: releases.pair.view_chunks, ..MadePatches::default() };
     for made in releases.inflates() {
         made_so_far.take(made, packs).await?;
     }
@@ -470,15 +536,31 @@ struct MadePatches {
     patches: Vec<SetPatch>,
     /// Cost of each chunk of the new release, bytes: its share of its patch's payload.
     spent: BTreeMap<u32, f64>,
+    /// Number of ids that chunks of views, and pieces, have so far.
+    view_chunks: u64,
 }
 
 impl MadePatches {
-    async fn take(&mut self, made: Made, packs: &mut PayloadPacks) -> Result<(), MakeError> {
-        if self.patches.len() >= PATCHES_MAX {
+    async fn take(&mut self, mut made: Made, packs: &mut PayloadPacks) -> Result<(), MakeError> {
+        if self.patches.len() + made.pieces.len() >= PATCHES_MAX {
             return Err(MakeError::TooLarge);
         }
+        let mut bytes = made.payload.len();
+        for (len, payload) in std::mem::take(&mut made.pieces) {
+            let id = PatchChunkId::from(ViewChunkId(self.view_chunks));
+            self.view_chunks += 1;
+            made.patch.bases.push(id..=id);
+            bytes += payload.len();
+            self.patches.push(SetPatch {
+                codec: PatchMethod::Zstd.number(),
+                packed: u64::from(len),
+                bases: Vec::new(),
+                targets: vec![TargetRun { first: id, lens: vec![len] }],
+            });
+            packs.push(payload).await?;
+        }
         let lens = made.patch.target_chunks().map(|(_, len)| f64::from(len));
-        let each = made.payload.len() as f64 / (made.patch.target_bytes() as f64).max(1.0);
+        let each = bytes as f64 / (made.patch.target_bytes() as f64).max(1.0);
         let shares: Vec<(u32, f64)> = made.indices.iter().copied().zip(lens.map(|len| len * each)).collect();
         self.spent.extend(shares);
         self.patches.push(made.patch);

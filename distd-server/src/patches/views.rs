@@ -63,6 +63,8 @@ pub(super) struct Pair {
     pub(super) old: Viewed,
     pub(super) new: Viewed,
     pub(super) needs: Vec<Need>,
+    /// Number of ids that the chunks of views have.
+    pub(super) view_chunks: u64,
     /// Parts of hash trees that devices compute, in order.
     pub(super) trees: Vec<TreePatch>,
 }
@@ -82,7 +84,7 @@ impl Pair {
     ) -> io::Result<Self> {
         let (old, new) = (Viewed::new(old, spool)?, Viewed::new(new, spool)?);
         let trees = tree_patches(&new.stored, &needs(&old.spans, &new.spans))?;
-        let mut pair = Self { old, new, needs: Vec::new(), trees };
+        let mut pair = Self { old, new, needs: Vec::new(), view_chunks: 0, trees };
         let mut ids = Ids::default();
         for layer in Layer::ROUNDS {
             let found = pair.unpack(layer, memory)?;
@@ -91,6 +93,7 @@ impl Pair {
                 break;
             }
         }
+        pair.view_chunks = ids.given;
         let Self { old, new, .. } = &pair;
         // Chunks of a packed file come from the repacking of its view, so no other patch has to
         // make them.

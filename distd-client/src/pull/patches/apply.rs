@@ -238,12 +238,13 @@ pub(super) struct Done {
 fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Rooms) -> io::Result<Option<Done>> {
     let codec = match patch.method() {
         Some(Method::Buffer(codec)) => codec,
-        Some(method @ (Method::Inflate(_) | Method::Repack(_) | Method::HashTree)) => {
+        Some(method @ (Method::Inflate(_) | Method::Repack(_) | Method::HashTree | Method::Large(_))) => {
             let _held = room.take(method.cost());
             let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
             return match method {
                 Method::Inflate(_) => Ok(stream::inflate(work, patch, &recipe)),
                 Method::HashTree => stream::compute(work, patch, &recipe),
+                Method::Large(_) => stream::large(work, patch, &recipe),
                 _ => stream::repack(work, patch, &recipe),
             };
         }

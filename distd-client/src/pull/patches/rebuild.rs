@@ -49,9 +49,10 @@ pub(in crate::pull) struct Rebuilt {
 fn suited(offers: &Offers) -> Option<&Set> {
     let [set] = &offers.sets[..] else { return None };
     let patches = &set.index.patches;
-    // Views would take room beside the target; a hash tree takes only its own.
-    let without_views =
-        patches.iter().all(|patch| matches!(patch.method(), Some(Method::Buffer(_) | Method::HashTree)));
+    // Views would take room beside the target; a hash tree, or a large file, takes only its own.
+    let without_views = patches
+        .iter()
+        .all(|patch| matches!(patch.method(), Some(Method::Buffer(_) | Method::HashTree | Method::Large(_))));
     let bytes: usize = patches.iter().map(distd_core::patch::SetPatch::target_bytes).sum();
     (set.has_outline() && without_views && bytes <= REBUILT_MAX).then_some(set)
 }

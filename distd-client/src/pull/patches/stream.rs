@@ -1,5 +1,5 @@
-//! Patches that are too large for memory: packed files are unpacked, views are packed again, and
-//! hash trees are computed.
+//! Patches whose targets are too large for memory: packed files are unpacked, views are packed
+//! again, hash trees are computed, and large files are rebuilt.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use distd_core::ChunkHash;
 use distd_core::cut::ReadAt;
 use distd_core::error::Chain;
 use distd_core::patch::view::{self, RecipeError};
-use distd_core::patch::{Cost, Method, PatchChunkId, SetPatch, hash_tree};
+use distd_core::patch::{Cost, Method, PatchChunkId, SetPatch, hash_tree, rebuild_large};
 
 use super::apply::{Done, Work, lock, read_base};
 use super::transient::TransientChunks;
@@ -207,6 +207,23 @@ pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result
 pub(super) fn compute(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
     rebuild(work, patch, |base, out| {
         hash_tree::compute(recipe, &mut io::BufReader::with_capacity(64 << 10, base), out)
+    })
+}
+
+/// Rebuilds a large file, whose base is held in memory.
+///
+/// # Errors
+/// The target's errors.
+pub(super) fn large(work: &Work, patch: &SetPatch, payload: &[u8]) -> io::Result<Option<Done>> {
+    let Some(memory) = patch.method().and_then(Method::memory) else { return Ok(None) };
+    let bytes = patch.target_bytes() as u64;
+    let base_bytes: Option<u64> = patch.base_ids().map(|id| work.len_of(id).map(u64::from)).sum();
+    let Some(base_bytes) = base_bytes.filter(|bytes| *bytes <= memory) else { return Ok(None) };
+    rebuild(work, patch, |base, out| {
+        let mut held = Vec::with_capacity(base_bytes as usize);
+        base.take(base_bytes).read_to_end(&mut held)?;
+        let rebuilt = rebuild_large(&held, payload, bytes, memory, &mut |bytes| out.write_all(bytes))?;
+        rebuilt.map(|()| bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error).into())
     })
 }
 

@@ -16,6 +16,11 @@ pub struct PairOptions {
     pub target_bytes_max: usize,
     /// Most raw bytes in the base of one job, `1..=PATCH_BASE_BYTES_MAX`.
     pub base_bytes_max: usize,
+    /// Most memory that building the job of one large file may take ([`large_memory`]), bytes; 0
+    /// for no such jobs.
+    ///
+    /// [`large_memory`]: super::large_memory
+    pub large_memory_max: u64,
     /// Whether bases are looked up by name.
     pub by_name: bool,
     /// Whether bases are looked up by content.
@@ -23,11 +28,12 @@ pub struct PairOptions {
 }
 
 impl Default for PairOptions {
-    /// All rules, jobs up to the limits.
+    /// All rules, jobs up to the limits, none for large files.
     fn default() -> Self {
         Self {
             target_bytes_max: PATCH_TARGET_BYTES_MAX,
             base_bytes_max: PATCH_BASE_BYTES_MAX,
+            large_memory_max: 0,
             by_name: true,
             by_content: true,
         }
@@ -97,6 +103,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         self.jobs.push(PatchJob {
             targets: open.targets.into_iter().collect(),
             bases: spans(Of::Old, old).chain(spans(Of::New, new)).collect(),
+            large: false,
         });
     }
 
@@ -158,7 +165,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
             {
                 bases.pop();
             }
-            jobs.push(PatchJob { targets: targets.into_iter().collect(), bases });
+            jobs.push(PatchJob { targets: targets.into_iter().collect(), bases, large: false });
         }
         jobs
     }

@@ -3,10 +3,15 @@
 use std::io;
 use std::ops::Range;
 
+use super::layouts::Growing;
 use super::ranges::bytes_of;
 use super::{ChunkSpan, Of, Side, Span};
-use crate::bounds::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
+use crate::bounds::{
+    PATCH_BASE_BYTES_MAX, PATCH_LARGE_BYTES_MAX, PATCH_LARGE_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX,
+};
 use crate::cut::ReadAt;
+use crate::patch::codec::encode_references;
+use crate::patch::references::{self, Layout};
 use crate::patch::{Effort, PatchMethod, encode};
 
 /// Chunks to rebuild together, and the chunks that make their base. Jobs can be built in any order
@@ -17,6 +22,10 @@ pub struct PatchJob {
     pub targets: Vec<Range<u32>>,
     /// Chunks whose bytes make the base, in this order; empty for a solid segment.
     pub bases: Vec<Span>,
+    /// Whether the job is one large file, with the bounds of [`Method::Large`].
+    ///
+    /// [`Method::Large`]: crate::patch::Method::Large
+    pub large: bool,
 }
 
 /// Finished patch between two lists of chunks. The publisher replaces indices by ids.
@@ -28,14 +37,17 @@ pub struct Patch {
     pub targets: Vec<Range<u32>>,
     /// Chunks whose bytes make the base, in this order; empty for a solid segment.
     pub bases: Vec<Span>,
-    /// Payload for [`decode`](crate::patch::decode), at most `PATCH_PAYLOAD_BYTES_MAX` bytes.
+    /// Payload for [`decode`](crate::patch::decode), at most `PATCH_PAYLOAD_BYTES_MAX` bytes. Of a
+    /// large patch the coded bytes, which travel as [`LargePayload`](crate::patch::LargePayload).
     pub payload: Vec<u8>,
+    /// Whether the job was [large](PatchJob::large).
+    pub large: bool,
 }
 
 /// A patch must save one part in this many of its target, as packing must for a chunk.
 const SAVED_MIN: usize = 16;
 
-/// If the suffix-array difference takes less than one part in this many of the target, zstd is not
+/// If a suffix-array difference takes less than one part in this many of the target, zstd is not
 /// tried, because it would take more. A guess.
 const ZSTD_TRIED: usize = 12;
 
@@ -54,34 +66,82 @@ pub fn build<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     new: Side<'_, S>,
     effort: Effort,
 ) -> io::Result<Vec<Patch>> {
-    let mut base = Vec::new();
+    let max = if job.large { PATCH_LARGE_BYTES_MAX } else { PATCH_BASE_BYTES_MAX };
+    let (mut base, mut layout) = (Vec::new(), Growing::default());
     for span in &job.bases {
         match span.of {
-            Of::Old => read(old, &span.chunks, PATCH_BASE_BYTES_MAX, &mut base)?,
-            Of::New => read(new, &span.chunks, PATCH_BASE_BYTES_MAX, &mut base)?,
+            Of::Old => read(old, &span.chunks, max, &mut base)?,
+            Of::New => read(new, &span.chunks, max, &mut base)?,
+        }
+        match span.of {
+            Of::Old => layout.add(old, Of::Old as u8, &span.chunks)?,
+            Of::New => layout.add(new, Of::New as u8, &span.chunks)?,
         }
     }
+    let layout = layout.finish();
+    let base = Base { bytes: &base, layout: &layout };
+    if job.large {
+        return Ok(large(job, base, new)?.into_iter().collect());
+    }
     let mut patches = Vec::new();
-    split(&job.targets, job, &base, new, effort, &mut patches)?;
+    split(&job.targets, job, base, new, effort, &mut patches)?;
     Ok(patches)
+}
+
+/// Bytes of a base and their addresses.
+#[derive(Clone, Copy)]
+struct Base<'a> {
+    bytes: &'a [u8],
+    layout: &'a Layout,
+}
+
+/// Returns the bytes of chunks of the new release, and their addresses.
+fn target_of<S: ReadAt + ?Sized>(
+    targets: &[Range<u32>],
+    new: Side<'_, S>,
+    max: usize,
+) -> io::Result<(Vec<u8>, Layout)> {
+    let (mut target, mut layout) = (Vec::new(), Growing::default());
+    for range in targets {
+        read(new, range, max, &mut target)?;
+        layout.add(new, Of::New as u8, range)?;
+    }
+    Ok((target, layout.finish()))
+}
+
+/// Builds the patch of a large job.
+fn large<S: ReadAt + ?Sized>(job: &PatchJob, base: Base<'_>, new: Side<'_, S>) -> io::Result<Option<Patch>> {
+    let (target, layout) = target_of(&job.targets, new, PATCH_LARGE_BYTES_MAX)?;
+    let payload = references::encode(base.bytes, &target, [base.layout, &layout], target.len() / EXTRA_PART)
+        .filter(|payload| {
+            payload.len() <= PATCH_LARGE_PAYLOAD_BYTES_MAX && saves(payload.len(), target.len())
+        });
+    Ok(payload.map(|payload| Patch {
+        codec: PatchMethod::References,
+        targets: job.targets.clone(),
+        bases: job.bases.clone(),
+        payload,
+        large: true,
+    }))
+}
+
+fn saves(payload: usize, target: usize) -> bool {
+    payload <= target - target.div_ceil(SAVED_MIN)
 }
 
 fn split<S: ReadAt + ?Sized>(
     targets: &[Range<u32>],
     job: &PatchJob,
-    base: &[u8],
+    base: Base<'_>,
     new: Side<'_, S>,
     effort: Effort,
     patches: &mut Vec<Patch>,
 ) -> io::Result<()> {
-    let mut target = Vec::new();
-    for range in targets {
-        read(new, range, PATCH_TARGET_BYTES_MAX, &mut target)?;
-    }
-    let best = best(base, &target, effort);
-    if let Some((codec, payload)) = best {
-        if payload.len() <= target.len() - target.len().div_ceil(SAVED_MIN) {
-            patches.push(Patch { codec, targets: targets.to_vec(), bases: job.bases.clone(), payload });
+    let (target, layout) = target_of(targets, new, PATCH_TARGET_BYTES_MAX)?;
+    if let Some((codec, payload)) = best(base, &target, &layout, effort) {
+        if saves(payload.len(), target.len()) {
+            let (targets, bases) = (targets.to_vec(), job.bases.clone());
+            patches.push(Patch { codec, targets, bases, payload, large: false });
         }
         return Ok(());
     }
@@ -95,17 +155,24 @@ fn split<S: ReadAt + ?Sized>(
 /// Encodes with the codec that needs the fewest bytes. The suffix-array difference is an order of
 /// magnitude quicker than a high zstd level with a base, and nearly always smaller if most of the
 /// target resembles the base; zstd is not tried then.
-fn best(base: &[u8], target: &[u8], effort: Effort) -> Option<(PatchMethod, Vec<u8>)> {
-    if base.is_empty() {
-        return Some((PatchMethod::Zstd, encode(PatchMethod::Zstd, base, target, effort)?));
+fn best(base: Base<'_>, target: &[u8], layout: &Layout, effort: Effort) -> Option<(PatchMethod, Vec<u8>)> {
+    let with = |method| Some((method, encode(method, base.bytes, target, effort)?));
+    if base.bytes.is_empty() {
+        return with(PatchMethod::Zstd);
     }
-    let suffix = encode(PatchMethod::Suffix, base, target, effort);
-    if suffix.as_ref().is_some_and(|payload| payload.len() < target.len() / ZSTD_TRIED) {
-        return suffix.map(|payload| (PatchMethod::Suffix, payload));
+    let references = encode_references(base.bytes, target, [base.layout, layout], target.len() / EXTRA_PART)
+        .map(|payload| (PatchMethod::References, payload));
+    // Of two payloads of one length the first counts, which decodes more quickly.
+    let smaller = with(PatchMethod::Suffix).into_iter().chain(references).min_by_key(|(_, p)| p.len());
+    if smaller.as_ref().is_some_and(|(_, payload)| payload.len() < target.len() / ZSTD_TRIED) {
+        return smaller;
     }
-    let zstd = encode(PatchMethod::Zstd, base, target, effort).map(|payload| (PatchMethod::Zstd, payload));
-    suffix.map(|payload| (PatchMethod::Suffix, payload)).into_iter().chain(zstd).min_by_key(|(_, p)| p.len())
+    with(PatchMethod::Zstd).into_iter().chain(smaller).min_by_key(|(_, payload)| payload.len())
 }
+
+/// Codec 3 is not tried if more than one part in this many of the target is new: such bytes decode
+/// slowly, and zstd packs them nearly as well.
+const EXTRA_PART: usize = 2;
 
 type Runs = Vec<Range<u32>>;
 

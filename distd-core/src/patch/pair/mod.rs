@@ -8,6 +8,9 @@
 //!    folded ([`fold`]);
 //! 3. by content: at sampled anchors of the old release and of the units already placed.
 //!
+//! A file with more wanted bytes than a job may have is one *large* job, if a caller allows those
+//! and the old release has a file of its name.
+//!
 //! Units are taken in artifact order, so that a patch rebuilds neighbours (mostly files of one
 //! directory) and names few ranges of chunks. They fill a [`PatchJob`] up to the limits. Units
 //! without a base go to solid segments, sorted so that similar files meet. A file system's own
@@ -21,6 +24,8 @@
 mod anchors;
 mod budget;
 mod job;
+mod large;
+mod layouts;
 mod names;
 mod needs;
 mod ranges;
@@ -32,6 +37,7 @@ use std::ops::Range;
 pub use anchors::ANCHORS_MAX;
 pub use budget::PairOptions;
 pub use job::{Patch, PatchJob, build};
+pub use large::large_memory;
 pub use names::fold;
 pub use needs::{Need, needs, needs_beside};
 pub use spans::{ChunkSpan, Of, Side, Span};
@@ -163,6 +169,9 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         let mut bytes = Vec::new();
         for region in 0..self.new.regions.all().len() {
             let chunks = self.new_files.chunks_of_region(region);
+            if self.place_large(region, &mut bytes)? {
+                continue;
+            }
             let mut next = chunks.start;
             while next < chunks.end {
                 if self.needs[next as usize] != Need::Wanted {

@@ -180,7 +180,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
     }
 
     /// Returns the files with a matching name, best first.
-    fn namesakes(&self, name: &[u8]) -> Vec<(Of, &File)> {
+    pub(super) fn namesakes(&self, name: &[u8]) -> Vec<(Of, &File)> {
         let inner = inner(name);
         let mut found = Vec::new();
         // A file inside a packed one is mostly also in the file system of some partition. A file of
