@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/lib/install.sh
 roots=${1:-/var/tmp/distd-hawkbit}
-mirror=http://deb.debian.org/debian
+# The archive that this machine uses.
+mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' | awk -v s="$(. /etc/os-release && echo "$VERSION_CODENAME")" '$2 == s { print $1; exit }')
 need mmdebstrap:mmdebstrap
 
 # root NAME SUITE PACKAGE,...: a root with these packages, made whole or not at all.
