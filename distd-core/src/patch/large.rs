@@ -1,7 +1,7 @@
 //! Patches of large files: one job for a whole file, so that the patch sees where all of it moved.
 //!
-//! The method is codec 3, but the payload may be longer than a chunk. Its first bytes then travel as
-//! *pieces*: chunks of the set like those of views, which patches without a base make, and which
+//! The method is codec 3, but the payload may be longer than a chunk. Its first bytes then travel
+//! as *pieces*: chunks of the set like those of views, which patches without a base make, and which
 //! stand at the end of the large patch's base. The payload of the patch itself is the number of
 //! bytes in pieces, a varint (RFC 9000 §16), and the rest of the coded bytes.
 //!
@@ -44,8 +44,8 @@ impl LargePayload {
     }
 }
 
-/// Returns the cost of rebuilding a target from a base and coded bytes of these lengths; `None` if no
-/// device has the memory. The rate has no meaning.
+/// Returns the cost of rebuilding a target from a base and coded bytes of these lengths; `None` if
+/// no device has the memory. The rate has no meaning.
 pub fn large_cost(base: u64, coded: u64, target: u64) -> Option<Cost> {
     let memory = base.checked_add(coded.checked_mul(2)?)?.checked_add(references::memory(target))?;
     Cost::new(memory, u64::MAX)

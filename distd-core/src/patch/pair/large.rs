@@ -13,16 +13,16 @@ use crate::cut::ReadAt;
 /// bytes, in which moved code has one changed reference or more.
 const HITS_MIN: usize = 64;
 
-/// Returns the memory that [`build`](super::build) takes for a large job with a base and a target of
-/// these lengths, bytes: both twice, and the suffix array of the base.
+/// Returns the memory that [`build`](super::build) takes for a large job with a base and a target
+/// of these lengths, bytes: both twice, and the suffix array of the base.
 pub fn large_memory(base: u64, target: u64) -> u64 {
     (16 << 20) + 6 * base + 2 * target
 }
 
 impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
     /// Makes a job of a whole region, if the region has more wanted bytes than a job of several
-    /// files may have, and the old release has a file of its name that resembles it. Returns whether
-    /// it did.
+    /// files may have, and the old release has a file of its name that resembles it. Returns
+    /// whether it did.
     pub(super) fn place_large(&mut self, region: usize, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let targets = self.wanted_runs(region);
         let wanted: u64 = targets.iter().map(|run| bytes_of(self.new.chunks, run.clone())).sum();

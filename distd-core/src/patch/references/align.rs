@@ -1,5 +1,5 @@
-//! Segments of a target whose references differ from those of its base: the part of the encoder that
-//! makes moved code and tables of addresses count as equal.
+//! Segments of a target whose references differ from those of its base: the part of the encoder
+//! that makes moved code and tables of addresses count as equal.
 
 use std::ops::Range;
 
@@ -92,8 +92,8 @@ fn without_references(side: Side<'_>) -> Vec<u8> {
     out
 }
 
-/// Whether an instruction may have an address behind this byte: an opcode with an operand of 4 bytes
-/// or a ModRM or SIB byte.
+/// Whether an instruction may have an address behind this byte: an opcode with an operand of 4
+/// bytes or a ModRM or SIB byte.
 fn holds_address(before: u8) -> bool {
     before & 0xF8 == 0xC0 || before & 0xC7 == 0x04 || before & 0xC0 == 0x80
 }

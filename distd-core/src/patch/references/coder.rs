@@ -54,8 +54,8 @@ pub(super) trait Coder {
     }
 }
 
-/// Returns the last number of the lower part of a range, which stands for a one. The ends of a range
-/// differ in their highest byte, so neither part is empty.
+/// Returns the last number of the lower part of a range, which stands for a one. The ends of a
+/// range differ in their highest byte, so neither part is empty.
 #[inline]
 fn divide(low: u32, high: u32, one: u32) -> u32 {
     low + ((u64::from(high - low) * u64::from(one)) >> 16) as u32
@@ -74,8 +74,8 @@ impl Encoder {
         Self { low: 0, high: u32::MAX, out: Vec::new() }
     }
 
-    /// Ends the stream with the shortest number inside the range. The decoder reads zeros behind the
-    /// end, so zeros at the end are left out; with a byte less, the number is outside.
+    /// Ends the stream with the shortest number inside the range. The decoder reads zeros behind
+    /// the end, so zeros at the end are left out; with a byte less, the number is outside.
     pub(super) fn finish(mut self) -> Vec<u8> {
         let short = |bytes: u32| {
             let rest = u32::MAX.checked_shr(8 * bytes).unwrap_or(0);

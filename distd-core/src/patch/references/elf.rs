@@ -12,8 +12,8 @@ const HEADERS_MAX: usize = 64;
 /// its setup code before its kernel.
 pub(in crate::patch) const HEAD_BYTES: usize = 64 << 10;
 
-/// Returns the extents of a file by its first bytes: those of the ELF file in it, or nothing. Places
-/// are offsets in the file.
+/// Returns the extents of a file by its first bytes: those of the ELF file in it, or nothing.
+/// Places are offsets in the file.
 pub(in crate::patch) fn extents(head: &[u8], file: u16) -> Vec<Extent> {
     let head = &head[..head.len().min(HEAD_BYTES)];
     let mut from = 0;

@@ -62,8 +62,8 @@ pub(super) fn memory(target_len: u64) -> u64 {
     limits::memory(target_len)
 }
 
-/// Encodes a target; `None` if it has more segments than a payload may have, or more than `extra_max`
-/// bytes that resemble nothing in the base.
+/// Encodes a target; `None` if it has more segments than a payload may have, or more than
+/// `extra_max` bytes that resemble nothing in the base.
 pub(super) fn encode(base: &[u8], target: &[u8], layouts: [&Layout; 2], extra_max: usize) -> Option<Vec<u8>> {
     let [old, new] = layouts;
     let origin = old.extents.iter().map(|extent| extent.address).find(|address| address >> 63 == 1);

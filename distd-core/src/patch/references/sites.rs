@@ -145,7 +145,8 @@ fn eight(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// Returns the symbol's index, if the eight bytes at `at` may be the type and symbol of a relocation.
+/// Returns the symbol's index, if the eight bytes at `at` may be the type and symbol of a
+/// relocation.
 fn rela_symbol(bytes: &[u8], at: usize) -> Option<u64> {
     let both = eight(bytes, at)?;
     let (kind, symbol) = (both & 0xFFFF_FFFF, both >> 32);
