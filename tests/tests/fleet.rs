@@ -181,3 +181,35 @@ fn the_audit_log_is_listed_exported_and_checked() {
     ok(&lab, &["audit", "verify", "--file", &path]);
     refused(&lab, &["audit", "verify", "--file", &path, "--expect", &last], 8, "ends before entry");
 }
+
+#[test]
+fn tokens_of_hawkbits_devices_are_made_listed_and_revoked() {
+    let lab = Lab::start_without_grants(&[]);
+    let image = lab.path("image");
+    std::fs::write(&image, vec![7; 100_000]).expect("write");
+    lab.push(&image, "os", "1").ok();
+    ok(&lab, &["channel", "set", "os:stable", "1"]);
+    refused(&lab, &["ddi", "token", "create", "os:none"], 3, "no channel");
+    refused(&lab, &["ddi", "token", "create", "os:stable", "--target", "a/b"], 2, "no id of a device");
+    let made =
+        ok(&lab, &["ddi", "token", "create", "os:stable", "--target", "till-1", "--labels", "site=12"]);
+    assert!(made["token"].as_str().is_some_and(|token| token.len() == 43), "{made}");
+    let nodes = ok(&lab, &["node", "ls", "--where", "site=12"]);
+    assert_eq!((&nodes["nodes"][0]["id"], &nodes["nodes"][0]["ddi"]), (&made["node"], &json!(true)));
+    let out = lab.path("gateway.token");
+    let path = out.to_str().expect("text");
+    let args = ["ddi", "token", "create", "os:stable", "--admit", "5", "--label", "gateway", "--out", path];
+    let gateway = ok(&lab, &args);
+    assert_eq!((&gateway["token"], &gateway["node"]), (&Value::Null, &Value::Null));
+    assert_eq!(std::fs::read_to_string(&out).expect("a file").trim().len(), 43);
+    let id = gateway["id"].as_str().expect("an id");
+    let state = |id: &str| {
+        let list = ok(&lab, &["ddi", "token", "ls"]);
+        let tokens = list["tokens"].as_array().expect("a list").clone();
+        let token = tokens.into_iter().find(|token| token["id"] == id).expect("listed");
+        (token["state"].clone(), token["admits"].clone(), token["label"].clone())
+    };
+    assert_eq!(state(id), (json!("valid"), json!(5), json!("gateway")));
+    ok(&lab, &["ddi", "token", "rm", id]);
+    assert_eq!(state(id).0, "revoked");
+}

@@ -105,8 +105,10 @@ impl Directory {
     /// As the system reports; what was removed is gone.
     pub(super) fn clean(&self, product: &Name, spare: &BTreeSet<Name>) -> anyhow::Result<()> {
         let found = self.releases(product).context("could not list the releases of the gateway")?;
-        let (spared, others): (Vec<_>, Vec<_>) =
+        let (spared, mut others): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(_, version)| spare.contains(version));
+        // What a pull left of a release is worth less than any release that is whole.
+        others.sort_by_key(|(changed, version)| (self.has(product, version), *changed));
         let stay = self.keep.saturating_sub(spared.len());
         for (_, version) in others.iter().take(others.len().saturating_sub(stay)) {
             self.remove(product, version)

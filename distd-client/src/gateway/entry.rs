@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::pull::Arriving;
 
 /// Most bytes read from a whole file at once.
-const READ_BYTES: u64 = 512 << 10;
+const READ_BYTES: u64 = 128 << 10;
 
 /// Time that a caller who asked for a part waits for the pull to get there by itself.
 const PART_WAITS: Duration = Duration::from_millis(200);

@@ -144,7 +144,9 @@ impl PulledReleases {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
             looked.get_or_put((product.clone(), name.clone(), is_channel), 1, Memory::default)
         };
-        let mut last = memory.lock().await;
+        let Ok(mut last) = tokio::time::timeout(UNKNOWN_WAITS, memory.lock()).await else {
+            return Err(no_answer(wanted));
+        };
         if let Some(looked) = last.as_ref().filter(|looked| looked.asked.elapsed() < fresh) {
             return Ok(looked.found.clone());
         }
@@ -157,10 +159,7 @@ impl PulledReleases {
                 known.asked = Instant::now();
                 return Ok(known.found.clone());
             }
-            (Err(_), None) => {
-                let next = "check that the parent of the gateway's device runs";
-                return Err(Refusal::later(format!("no answer about {wanted} in time"), next, AGAIN_SECONDS));
-            }
+            (Err(_), None) => return Err(no_answer(wanted)),
         };
         match looked.and_then(|look| self.found(product, look, is_channel)) {
             Ok(found) => {
@@ -233,11 +232,9 @@ impl PulledReleases {
                     State::Failed(Box::new(error))
                 }
             };
-            let is_whole = matches!(state, State::Whole(_));
             sender.send_replace(state);
-            if is_whole {
-                this.clean(&found.product).await;
-            }
+            // Also after a failure: what a pull left behind counts as a release.
+            this.clean(&found.product).await;
         });
         Ok(state)
     }
@@ -252,14 +249,21 @@ impl PulledReleases {
         };
         let by_version = || Wanted::Release { product: product.clone(), version: version.clone() };
         let out = self.directory.make(product, version)?;
-        let request = self.pull_request(wanted.unwrap_or_else(by_version), Some((out.clone(), version)))?;
         let began = |arriving: Arc<Arriving>| {
             // A version that was withdrawn and released again may be another one by now.
             if arriving.manifest() == *manifest {
                 state.send_replace(State::Arriving(arriving));
             }
         };
-        let outcome = pull_watched(&request, Arc::new(Ignored), &began).await?;
+        let request = |wanted: Wanted| self.pull_request(wanted, Some((out.clone(), version)));
+        let first = request(wanted.clone().unwrap_or_else(by_version))?;
+        let outcome = match pull_watched(&first, Arc::new(Ignored), &began).await {
+            // The channel has moved since. A right to the product gets the release by its version.
+            Err(error) if code_of(&error) == Code::Conflict && wanted.is_some() => {
+                pull_watched(&request(by_version())?, Arc::new(Ignored), &began).await?
+            }
+            other => other?,
+        };
         tracing::info!(release = outcome.summary(), "the gateway has a release");
         let kept = crate::pull::read_kept_manifest(&out, &self.request.data);
         let kept = kept.filter(|kept| kept.id() == *manifest);
@@ -294,7 +298,9 @@ impl PulledReleases {
         {
             let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
             let of_product = entries.iter().filter(|((of, _), _)| of == product);
-            let under_way = of_product.filter(|(_, entry)| !matches!(*entry.state.borrow(), State::Whole(_)));
+            let is_under_way =
+                |entry: &Entry| matches!(*entry.state.borrow(), State::Preparing | State::Arriving(_));
+            let under_way = of_product.filter(|(_, entry)| is_under_way(entry));
             spare.extend(under_way.map(|((_, version), _)| version.clone()));
         }
         let (this, of) = (self.clone(), product.clone());
@@ -391,7 +397,8 @@ impl PulledReleases {
             }),
         });
         let product = product.clone();
-        Ok(Found { product, version, manifest, bytes: root.bytes, blake3: root.blake3.0, file })
+        let (by_channel, bytes, blake3) = (is_channel, root.bytes, root.blake3.0);
+        Ok(Found { product, version, by_channel, manifest, bytes, blake3, file })
     }
 }
 
@@ -408,6 +415,12 @@ fn check_offered(product: &Name, version: &Name, ahead: bool, kind: Kind) -> any
         return Err(Failure::new(Code::NotFound, error).next("install it with distd pull").into());
     }
     Ok(())
+}
+
+/// Refusal of a request about a release of which nothing is known while the parents are silent.
+fn no_answer(wanted: &Wanted) -> Refusal {
+    let next = "check that the parent of the gateway's device runs";
+    Refusal::later(format!("no answer about {wanted} in time"), next, AGAIN_SECONDS)
 }
 
 /// Makes the answer to a caller of a failure.

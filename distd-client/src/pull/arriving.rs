@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::target::Target;
 
 /// Most bytes read at once, apart from one chunk.
-const READ_BYTES_MAX: u64 = 1 << 20;
+const READ_BYTES_MAX: u64 = 128 << 10;
 
 /// Most bytes that one reader asks for before others.
 const HURRY_BYTES_MAX: u64 = 256 << 10;

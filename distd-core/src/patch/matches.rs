@@ -20,6 +20,10 @@ const GAIN_MIN: usize = 8;
 /// Length of an exact run from which the current alignment is kept without a search.
 const RUN_KEPT: usize = 24;
 
+/// Length above which a segment ends, bytes: to divide a part between two alignments takes 16 bytes
+/// of memory for each byte of it. More than any target of a small job.
+const SEGMENT_BYTES_MAX: usize = 4 << 20;
+
 /// Splits `target` into segments, from its first byte on.
 pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
     let index = Index::new(base);
@@ -32,6 +36,11 @@ pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
         let run = common(aligned, &target[at..]);
         if run >= RUN_KEPT || run == target.len() - at {
             at += run;
+            // All of it resembles the base so far.
+            if at - start > SEGMENT_BYTES_MAX {
+                out.push(segment(start, shift, at, at));
+                start = at;
+            }
             continue;
         }
         let (place, len) = index.longest(&target[at..]);
@@ -49,7 +58,9 @@ pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
         }
     }
     let (forward, _) = divide(base, target, start..target.len(), shift, isize::MAX);
-    out.push(segment(start, shift, forward, target.len()));
+    if start < target.len() || out.is_empty() {
+        out.push(segment(start, shift, forward, target.len()));
+    }
     out
 }
 

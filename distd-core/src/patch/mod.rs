@@ -108,5 +108,6 @@ pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
 pub use cost::Cost;
 pub use large::{LargePayload, large_cost, rebuild_large};
 pub use outline::{Outline, OutlineError};
+pub use references::memory as references_memory;
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

@@ -125,10 +125,14 @@ fn chunk_id(group: &str, chunk: &str) -> Result<CasyncId, AddressError> {
 
 /// Path of a request as it may be logged: without the token that stands before it.
 pub fn without_token(path: &str) -> Cow<'_, str> {
-    match path.strip_prefix("/t/").map(|rest| rest.split_once('/')) {
-        None => path.into(),
-        Some(None) => "/t/***".into(),
-        Some(Some((_, rest))) => format!("/t/***/{rest}").into(),
+    // In whatever form: a path with a slash too many, or with percent signs, may be a mistyped one.
+    let (first, behind) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    if first != "t" && !first.contains('%') {
+        return path.into();
+    }
+    match behind.split_once('/') {
+        None => "/t/***".into(),
+        Some((_, rest)) => format!("/t/***/{rest}").into(),
     }
 }
 
@@ -225,6 +229,8 @@ mod tests {
     fn a_logged_path_has_no_token() {
         assert_eq!(without_token("/t/secret/r/os/1/x"), "/t/***/r/os/1/x");
         assert_eq!(without_token("/t/secret"), "/t/***");
+        assert_eq!(without_token("//t/secret/r/os/1/x"), "/t/***/r/os/1/x");
+        assert_eq!(without_token("/%74/secret/r/os/1/x"), "/t/***/r/os/1/x");
         assert_eq!(without_token("/v1/t/x"), "/v1/t/x");
     }
 

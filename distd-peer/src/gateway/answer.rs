@@ -101,8 +101,13 @@ async fn respond(
         return Ok(response);
     }
     let asked = asked(method, headers, &etag, found.bytes);
-    if let Asked::One(range) = &asked
-        && range.start > 0
+    let is_rest = match &asked {
+        Asked::One(range) => range.start > 0,
+        // The release may be shorter than what was downloaded of another one.
+        Asked::Outside => true,
+        Asked::Whole | Asked::Many(_) => false,
+    };
+    if is_rest
         && !headers.contains_key(header::IF_RANGE)
         && caller.remembered.resumed.would_join(caller.address, &address.reference, &found.blake3)
     {
@@ -113,7 +118,7 @@ async fn respond(
         let next = "remove the partial file and download it again, or resume the address with the version";
         return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, message, next));
     }
-    let begins = method == Method::GET && !matches!(&asked, Asked::One(range) if range.start > 0);
+    let begins = method == Method::GET && !is_rest;
     if begins {
         caller.remembered.resumed.began(caller.address, &address.reference, found.blake3);
     }
@@ -215,7 +220,7 @@ fn describe(headers: &mut HeaderMap, reference: &Reference, file: &str, found: &
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(OCTETS));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     insert(headers, header::ETAG, etag.to_owned());
-    let is_version = reference.name == found.version;
+    let is_version = !found.by_channel && reference.name == found.version;
     let caching = if is_version { IMMUTABLE } else { "no-cache" };
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
     let place = format!("/r/{}/{}/{file}", found.product, found.version);

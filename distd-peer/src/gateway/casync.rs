@@ -17,11 +17,11 @@ use tokio::sync::OnceCell;
 
 use super::{FileBytes, Found, Refusal, Releases};
 
-/// Indexes in memory, each 44 bytes for a chunk: 3 MB for an image of 1 GiB.
-const INDEXES_MAX: u64 = 4;
+/// Indexes in memory, each some 130 bytes for a chunk with its file: 9 MB for an image of 1 GiB.
+const INDEXES_MAX: u64 = 2;
 
-/// Most chunks of an indexed release: one more level of nothing but memory.
-const CHUNKS_MAX: usize = 4 << 20;
+/// Most chunks of a release with an index: 4 GiB in chunks of 16 KiB.
+const CHUNKS_MAX: usize = 1 << 18;
 
 /// Level of zstd for a chunk on its way, for speed: chunks go over the site's network.
 const ZSTD_LEVEL: i32 = 1;
@@ -46,6 +46,8 @@ struct Index {
     chunks: Vec<(CasyncId, u32)>,
     /// Chunks by name: name, number in `chunks`, offset in the release.
     by_id: Vec<(CasyncId, u32, u64)>,
+    /// The `.caibx` file.
+    file: Bytes,
     found: Found,
 }
 
@@ -86,33 +88,8 @@ impl Index {
         }
         by_id.sort_unstable();
         by_id.dedup_by_key(|(id, ..)| *id);
-        Ok(Self { product: found.product.clone(), chunks, by_id, found: found.clone() })
-    }
-
-    /// The `.caibx` file.
-    fn file(&self) -> Bytes {
-        let mut file = Vec::with_capacity(self.chunks.len() * TABLE_ITEM_BYTES as usize + 128);
-        let mut number = |number: u64| file.extend_from_slice(&number.to_le_bytes());
-        let sizes = self.chunks.iter().map(|(_, len)| u64::from(*len));
-        let largest = sizes.clone().max().unwrap_or(1);
-        // Sizes with which a client would cut a seed by casync's own rule.
-        let average = (sizes.sum::<u64>() / self.chunks.len().max(1) as u64).clamp(1, largest);
-        for value in
-            [INDEX_BYTES, FORMAT_INDEX, FORMAT_SHA512_256, 1, average, largest, u64::MAX, FORMAT_TABLE]
-        {
-            number(value);
-        }
-        let mut end = 0;
-        for (id, len) in &self.chunks {
-            end += u64::from(*len);
-            file.extend_from_slice(&end.to_le_bytes());
-            file.extend_from_slice(id);
-        }
-        let table = TABLE_HEAD_BYTES + TABLE_ITEM_BYTES * (self.chunks.len() as u64 + 1);
-        for value in [0, 0, INDEX_BYTES, table, FORMAT_TABLE_TAIL] {
-            file.extend_from_slice(&value.to_le_bytes());
-        }
-        file.into()
+        let file = file_of(&chunks);
+        Ok(Self { product: found.product.clone(), chunks, by_id, file, found: found.clone() })
     }
 
     /// Offset and length of a chunk in the release.
@@ -121,6 +98,30 @@ impl Index {
         let (_, number, offset) = self.by_id[at];
         Some((offset, self.chunks[number as usize].1))
     }
+}
+
+/// Makes the `.caibx` file.
+fn file_of(chunks: &[(CasyncId, u32)]) -> Bytes {
+    let mut file = Vec::with_capacity(chunks.len() * TABLE_ITEM_BYTES as usize + 128);
+    let mut number = |number: u64| file.extend_from_slice(&number.to_le_bytes());
+    let sizes = chunks.iter().map(|(_, len)| u64::from(*len));
+    let largest = sizes.clone().max().unwrap_or(1);
+    // Sizes with which a client would cut a seed by casync's own rule.
+    let average = (sizes.sum::<u64>() / chunks.len().max(1) as u64).clamp(1, largest);
+    for value in [INDEX_BYTES, FORMAT_INDEX, FORMAT_SHA512_256, 1, average, largest, u64::MAX, FORMAT_TABLE] {
+        number(value);
+    }
+    let mut end = 0;
+    for (id, len) in chunks {
+        end += u64::from(*len);
+        file.extend_from_slice(&end.to_le_bytes());
+        file.extend_from_slice(id);
+    }
+    let table = TABLE_HEAD_BYTES + TABLE_ITEM_BYTES * (chunks.len() as u64 + 1);
+    for value in [0, 0, INDEX_BYTES, table, FORMAT_TABLE_TAIL] {
+        file.extend_from_slice(&value.to_le_bytes());
+    }
+    file.into()
 }
 
 /// An index that the first request makes and others wait for.
@@ -146,11 +147,16 @@ impl Indexes {
             let mut indexes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             indexes.get_or_put(found.manifest, 1, Place::default)
         };
-        let make = || async {
-            let file = releases.open(found).await?;
-            Index::make(found, &*file).await.map(Arc::new).map_err(|error| unreadable(&error))
-        };
-        place.get_or_try_init(make).await.cloned()
+        if let Some(index) = place.get() {
+            return Ok(index.clone());
+        }
+        let (file, found) = (releases.open(found).await?, found.clone());
+        // The index is made to its end also when its client gives up.
+        let making = tokio::spawn(async move {
+            place.get_or_try_init(|| async { Index::make(&found, &*file).await.map(Arc::new) }).await.cloned()
+        });
+        let made = making.await.map_err(io::Error::other).and_then(|made| made);
+        made.map_err(|error| unreadable(&error))
     }
 
     /// The `.caibx` file of a release.
@@ -158,7 +164,7 @@ impl Indexes {
     /// # Errors
     /// [`Refusal`] when the release cannot be read.
     pub(super) async fn file(&self, releases: &dyn Releases, found: &Found) -> Result<Bytes, Refusal> {
-        Ok(self.of(releases, found).await?.file())
+        Ok(self.of(releases, found).await?.file.clone())
     }
 
     /// A chunk, packed, of the release `found` or of an earlier one of the product: a channel may

@@ -62,6 +62,8 @@ pub struct Found {
     pub product: Name,
     /// Version of the release.
     pub version: Name,
+    /// Whether the address named a channel.
+    pub by_channel: bool,
     /// Manifest of the release.
     pub manifest: ManifestId,
     /// Length of the file, bytes.

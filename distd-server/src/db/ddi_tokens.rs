@@ -282,7 +282,10 @@ async fn device_of(
 ) -> Result<DdiDeviceRow, sqlx::Error> {
     match find(&mut **tx, controller).await?.filter(|device| device.revoked.is_none()) {
         None => make_node(tx, node, controller, token, token.created).await,
-        Some(_) => {
+        Some(device) => {
+            if (&device.product, &device.channel) != (&token.product, &token.channel) {
+                forget_channel(tx, &device.node, token.created).await?;
+            }
             sqlx::query(
                 "UPDATE ddi_devices SET product = $1, channel = $2, by_target = 1 WHERE controller = $3",
             )
@@ -294,4 +297,26 @@ async fn device_of(
             find(&mut **tx, controller).await?.ok_or_else(|| impossible("controller"))
         }
     }
+}
+
+/// Forgets what a device did in the channel that it followed before: of another product a version
+/// of the same name is another release.
+async fn forget_channel(
+    tx: &mut Transaction<'static, Any>,
+    node: &NodeId,
+    now: UnixSeconds,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE ddi_devices SET installed = NULL, failed = NULL, failed_at = 0 WHERE node = $1")
+        .bind(node.to_string())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query(
+        "UPDATE ddi_actions SET state = 'canceled', changed = $1 WHERE node = $2 \
+         AND state IN ('confirming', 'offered', 'fetching', 'activating', 'canceling')",
+    )
+    .bind(now)
+    .bind(node.to_string())
+    .execute(&mut **tx)
+    .await
+    .map(drop)
 }

@@ -25,7 +25,7 @@ use crate::origin::Origin;
 const AGAIN_SECONDS: u32 = 10;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![file, file_by_token]
+    routes![file, file_by_token, chunk, chunk_by_token]
 }
 
 /// Address of the caller, which each request carries in its extensions.
@@ -57,6 +57,40 @@ pub(super) async fn file(
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The parts that Range asked for")))]
 pub(super) async fn file_by_token(
+    State(app): State<Arc<App>>,
+    from: Option<Extension<From>>,
+    authenticated: Option<Extension<Authenticated>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    respond(&app, from, authenticated, &method, &uri, &headers).await
+}
+
+/// Sends a chunk for casync, of the index beside the file.
+#[utoipa::path(get, path = "/r/{product}/{release}/default.castr/{prefix}/{chunk}", tag = "gateway",
+    params(("product" = String, Path), ("release" = String, Path, description = "A version or a channel"),
+        ("prefix" = String, Path), ("chunk" = String, Path)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")),
+    security(("token" = ["read"])))]
+pub(super) async fn chunk(
+    State(app): State<Arc<App>>,
+    from: Option<Extension<From>>,
+    authenticated: Option<Extension<Authenticated>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    respond(&app, from, authenticated, &method, &uri, &headers).await
+}
+
+/// As `/r/{product}/{release}/default.castr/{prefix}/{chunk}`, with the token in the path.
+#[utoipa::path(get, path = "/t/{token}/r/{product}/{release}/default.castr/{prefix}/{chunk}", tag = "gateway",
+    params(("token" = String, Path, description = "An API token with the scope read"),
+        ("product" = String, Path), ("release" = String, Path, description = "A version or a channel"),
+        ("prefix" = String, Path), ("chunk" = String, Path)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")))]
+pub(super) async fn chunk_by_token(
     State(app): State<Arc<App>>,
     from: Option<Extension<From>>,
     authenticated: Option<Extension<Authenticated>>,
@@ -105,6 +139,7 @@ impl Releases for Stored {
     async fn find(&self, address: &Address) -> Result<Found, Refusal> {
         let (product, name) = (&address.reference.product, &address.reference.name);
         let channel = self.0.db().channel(product, name).await.map_err(failed)?;
+        let by_channel = channel.is_some();
         let version = channel.map_or_else(|| name.clone(), |channel| channel.version);
         let row = self.0.db().release(product, &version).await.map_err(failed)?;
         let row = row.ok_or_else(|| {
@@ -119,6 +154,7 @@ impl Releases for Stored {
         Ok(Found {
             product: product.clone(),
             version,
+            by_channel,
             manifest: row.manifest,
             bytes: row.bytes,
             blake3: row.blake3.0,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::file_name::{FilePattern, sum_line};
 use distd_core::fleet::rollout::RolloutDoc;
@@ -66,7 +67,8 @@ pub(crate) struct Digests {
     db: Db,
     ingest: Ingest,
     chunks: Chunks,
-    running: Arc<Mutex<BTreeMap<(Name, Name), Running>>>,
+    /// By manifest: a version may be withdrawn and released again with other bytes.
+    running: Arc<Mutex<BTreeMap<ManifestId, Running>>>,
     turns: Arc<Semaphore>,
 }
 
@@ -85,16 +87,16 @@ impl Digests {
         if let Some(found) = self.db.file_digests(product, version).await.map_err(DigestsError::from)? {
             return Ok(found);
         }
-        let key = (product.clone(), version.clone());
+        let key = release.manifest;
         let running = {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = running.entry(key.clone());
+            let place = running.entry(key);
             place.or_insert_with(|| self.clone().start(key, release.clone())).clone()
         };
         running.await
     }
 
-    fn start(self, key: (Name, Name), release: ReleaseRow) -> Running {
+    fn start(self, key: ManifestId, release: ReleaseRow) -> Running {
         let task = tokio::spawn(async move {
             let computed = self.compute(&release).await;
             self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
@@ -128,7 +130,10 @@ impl Digests {
             md5: md5.finalize().into(),
         };
         let ReleaseRow { product, version, .. } = release;
-        self.db.put_file_digests(product, version, &digests).await?;
+        let is_current = |row: &ReleaseRow| row.manifest == release.manifest;
+        if self.db.release(product, version).await?.as_ref().is_some_and(is_current) {
+            self.db.put_file_digests(product, version, &digests).await?;
+        }
         tracing::info!(%product, %version, bytes = len, "digests of the release were computed");
         Ok(digests)
     }

@@ -23,11 +23,15 @@ enum About {
     List,
 }
 
+/// Name of a chunk in casync's store that no release has.
+const CHUNK_OF_CASYNC: &str = "0000000000000000000000000000000000000000000000000000000000000000.cacnk";
+
 /// Paths of the routes that need no token in a header; one has it in its address.
-const OPEN: [&str; 9] = [
+const OPEN: [&str; 10] = [
     "/healthz",
     "/metrics",
     "/readyz",
+    "/t/{token}/r/{product}/{release}/default.castr/{prefix}/{chunk}",
     "/t/{token}/r/{product}/{release}/{file}",
     "/tuf/{path}",
     "/v1/enroll",
@@ -165,6 +169,8 @@ async fn each_route_keeps_scopes_and_products_apart() {
             "{product}" => "theirs",
             "{version}" | "{release}" => "1",
             "{channel}" => "stable",
+            "{prefix}" => "0000",
+            "{chunk}" => CHUNK_OF_CASYNC,
             "{upload}" => &upload,
             "{manifest}" | "{node}" => &manifest,
             "{name}" => &pack,

@@ -9,7 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use distd_core::bounds::PATCH_BASE_BYTES_MAX;
 use distd_core::error::Chain;
 use distd_core::manifest::Entry;
-use distd_core::patch::{Choice, Cost, Method, PatchChunkId, PatchRef, SetPatch, decode};
+use distd_core::patch::{
+    Choice, Cost, Method, PatchChunkId, PatchMethod, PatchRef, SetPatch, decode, references_memory,
+};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
@@ -252,8 +254,12 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Rooms) -> io::R
     };
     let Some(base_bytes) = base_bytes(work, patch) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
-    // The base, the target, and a window over both.
-    let _held = room.buffers.take(2 * (base_bytes + target_bytes) as u64);
+    // The base, the target, and a window over both, or what codec 3 keeps of references.
+    let beside = match codec {
+        PatchMethod::References => references_memory(target_bytes as u64),
+        _ => (base_bytes + target_bytes) as u64,
+    };
+    let _held = room.buffers.take((base_bytes + target_bytes) as u64 + beside);
     let mut base = Vec::with_capacity(base_bytes);
     for id in patch.base_ids() {
         if read_base(work, id, &mut base).is_none() {

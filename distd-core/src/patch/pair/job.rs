@@ -162,8 +162,11 @@ fn best(base: Base<'_>, target: &[u8], layout: &Layout, effort: Effort) -> Optio
     }
     let references = encode_references(base.bytes, target, [base.layout, layout], target.len() / EXTRA_PART)
         .map(|payload| (PatchMethod::References, payload));
-    // Of two payloads of one length the first counts, which decodes more quickly.
-    let smaller = with(PatchMethod::Suffix).into_iter().chain(references).min_by_key(|(_, p)| p.len());
+    // Codec 3 decodes more slowly, and devices of earlier versions do not know it: it has to be
+    // worth that.
+    let suffix = with(PatchMethod::Suffix);
+    let most = suffix.as_ref().map_or(usize::MAX, |(_, p)| p.len() / REFERENCES_PART.1 * REFERENCES_PART.0);
+    let smaller = references.filter(|(_, payload)| payload.len() <= most).or(suffix);
     if smaller.as_ref().is_some_and(|(_, payload)| payload.len() < target.len() / ZSTD_TRIED) {
         return smaller;
     }
@@ -173,6 +176,9 @@ fn best(base: Base<'_>, target: &[u8], layout: &Layout, effort: Effort) -> Optio
 /// Codec 3 is not tried if more than one part in this many of the target is new: such bytes decode
 /// slowly, and zstd packs them nearly as well.
 const EXTRA_PART: usize = 2;
+
+/// A payload of codec 3 may have this part of the bytes of one of codec 2, at most.
+const REFERENCES_PART: (usize, usize) = (7, 8);
 
 type Runs = Vec<Range<u32>>;
 

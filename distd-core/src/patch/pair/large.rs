@@ -13,6 +13,10 @@ use crate::cut::ReadAt;
 /// bytes, in which moved code has one changed reference or more.
 const HITS_MIN: usize = 64;
 
+/// Wanted bytes above which a file is one job: below, small jobs save nearly as much, also on
+/// devices that have not the memory for a large one.
+const LARGE_MIN: u64 = 4 << 20;
+
 /// Returns the memory that [`build`](super::build) takes for a large job with a base and a target
 /// of these lengths, bytes: both twice, and the suffix array of the base.
 pub fn large_memory(base: u64, target: u64) -> u64 {
@@ -20,13 +24,13 @@ pub fn large_memory(base: u64, target: u64) -> u64 {
 }
 
 impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
-    /// Makes a job of a whole region, if the region has more wanted bytes than a job of several
-    /// files may have, and the old release has a file of its name that resembles it. Returns
-    /// whether it did.
+    /// Makes a job of a whole region, if the region has more wanted bytes than [`LARGE_MIN`] and a
+    /// job of several files may have, and the old release has a file of its name that resembles it.
+    /// Returns whether it did.
     pub(super) fn place_large(&mut self, region: usize, bytes: &mut Vec<u8>) -> io::Result<bool> {
         let targets = self.wanted_runs(region);
         let wanted: u64 = targets.iter().map(|run| bytes_of(self.new.chunks, run.clone())).sum();
-        if !self.options.by_name || wanted <= self.options.target_bytes_max as u64 {
+        if !self.options.by_name || wanted <= LARGE_MIN.max(self.options.target_bytes_max as u64) {
             return Ok(false);
         }
         let Some(bases) = self.large_base(region, wanted) else { return Ok(false) };

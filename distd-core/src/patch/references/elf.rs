@@ -59,7 +59,7 @@ fn of_elf(elf: &[u8], start: usize, file: u16) -> Option<Vec<Extent>> {
     parts.retain(|(_, _, len)| *len > 0);
     parts.sort_unstable();
     let mut out = Vec::new();
-    let unloaded = |at: usize| Extent { at, file, address: UNLOADED + at as u64 };
+    let unloaded = |at: usize| Extent { at, file, address: UNLOADED.wrapping_add(at as u64) };
     let mut end = 0;
     for (at, address, len) in parts {
         if at > end || out.is_empty() {

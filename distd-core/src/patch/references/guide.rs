@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{Key, Layout, Stretch, moved};
+use super::layout::{EXTENTS_MAX, Key, Layout, Stretch, moved};
 use crate::patch::matches::Segment;
 
 /// Addresses that moved by one distance.
@@ -28,14 +28,21 @@ pub(super) struct Guide {
 pub(super) type Undo = (Key, Option<u64>);
 
 impl Guide {
-    /// Map that the segments make, of a base and a target with these layouts and lengths.
-    pub(super) fn new(segments: &[Segment], base: (&Layout, usize), target: (&Layout, usize)) -> Self {
+    /// Map that the segments make, of a base and a target with these layouts and lengths; `None` if
+    /// the map has more parts than segments and layouts explain: a segment that goes through many
+    /// short extents again and again has a part for each of them.
+    pub(super) fn new(
+        segments: &[Segment],
+        base: (&Layout, usize),
+        target: (&Layout, usize),
+    ) -> Option<Self> {
         let (bases, targets) = (base.0.stretches(base.1), target.0.stretches(target.1));
         let find = |stretches: &[Stretch], at: usize| {
             let behind = stretches.partition_point(|stretch| stretch.at <= at);
             let stretch = stretches[..behind].last().filter(|stretch| at < stretch.end)?;
             Some((moved(stretch.key, (at - stretch.at) as u64), stretch.end - at))
         };
+        let runs_max = segments.len() + 2 * EXTENTS_MAX;
         let mut runs = Vec::new();
         let mut at = 0;
         for segment in segments {
@@ -44,12 +51,15 @@ impl Guide {
                 let places = (find(&bases, segment.base + done), find(&targets, at + done));
                 let (Some((from, old_left)), Some((to, new_left))) = places else { break };
                 let len = (segment.add - done).min(old_left).min(new_left);
+                if runs.len() == runs_max {
+                    return None;
+                }
                 runs.push(Run { from, to: from.saturating_add(len as u64), shift: to.wrapping_sub(from) });
                 done += len;
             }
             at += segment.add + segment.extra;
         }
-        Self::of(runs)
+        Some(Self::of(runs))
     }
 
     /// Returns the map from the target to the base. It has nothing of what the guide learned.
@@ -133,13 +143,14 @@ impl Guide {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::Extent;
     use super::*;
 
     #[test]
     fn addresses_follow_segments_and_what_was_learned() {
         let segments = [Segment { base: 10, add: 20, extra: 5 }, Segment { base: 50, add: 10, extra: 0 }];
         let none = Layout::default();
-        let mut guide = Guide::new(&segments, (&none, 100), (&none, 35)).learning(1);
+        let mut guide = Guide::new(&segments, (&none, 100), (&none, 35)).expect("few parts").learning(1);
         let find = |guide: &Guide, keys: &[Key]| keys.iter().map(|key| guide.find(*key)).collect::<Vec<_>>();
         assert_eq!(find(&guide, &[0, 10, 29, 30, 50, 59, 70]), [0, 0, 19, 20, 25, 34, 45]);
         let undo = guide.learn(40, 41).expect("room");
@@ -148,5 +159,18 @@ mod tests {
         assert_eq!(guide.learn(45, 41), None, "it is full");
         guide.undo(undo);
         assert_eq!(guide.find(40), 30);
+    }
+
+    #[test]
+    fn a_map_of_many_short_extents_is_refused() {
+        // Each segment goes through a thousand extents of one byte.
+        let extents: Vec<Extent> =
+            (0..1000).map(|at| Extent { at, file: 0, address: at as u64 * 0x100 }).collect();
+        let layout = Layout::of(extents, 1000);
+        let none = Layout::default();
+        let segments = |count: usize| vec![Segment { base: 0, add: 1000, extra: 0 }; count];
+        let make = |count: usize| Guide::new(&segments(count), (&layout, 1000), (&none, count * 1000));
+        assert!(make(10).is_some());
+        assert!(make(100).is_none());
     }
 }

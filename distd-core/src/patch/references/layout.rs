@@ -33,7 +33,7 @@ pub(in crate::patch) struct Layout {
 }
 
 /// Most extents of a layout.
-const EXTENTS_MAX: usize = 1 << 14;
+pub(super) const EXTENTS_MAX: usize = 1 << 14;
 
 /// Returns the key of an address in a file.
 pub(super) fn key(file: u16, address: u64) -> Key {

@@ -58,7 +58,7 @@ use coder::{Coder, Decoder, Encoder, Number};
 use model::{Stream, StreamError, code_segments, cursors};
 
 /// Returns the memory of a decoder beside base, payload and target, bytes; an upper bound.
-pub(super) fn memory(target_len: u64) -> u64 {
+pub fn memory(target_len: u64) -> u64 {
     limits::memory(target_len)
 }
 
@@ -76,12 +76,12 @@ pub(super) fn encode(base: &[u8], target: &[u8], layouts: [&Layout; 2], extra_ma
     }
     let lens = [(old, base.len()), (new, target.len())];
     let guides = || modes::guides(&segments, lens[0], lens[1], origin);
-    let modes = modes::choose(sides[0], sides[1], &segments, guides());
+    let modes = modes::choose(sides[0], sides[1], &segments, guides()?);
     let mut coder = Encoder::new();
     head(&mut coder, layouts, [base.len(), target.len()], origin).ok()?;
     code_segments(&mut coder, &segments, base.len(), target.len()).ok()?;
     let mut sink = |_: &[u8]| Ok(());
-    let stream = Stream::new(coder, base, (target, &modes), target.len(), guides(), &mut sink);
+    let stream = Stream::new(coder, base, (target, &modes), target.len(), guides()?, &mut sink);
     Some(stream.run(&segments, cursors(lens[0], lens[1])).ok()?.finish())
 }
 
@@ -126,7 +126,8 @@ fn decoded(
     let ([old, new], origin) = head(&mut coder, [&none, &none], [base.len(), target_len], 0)?;
     let segments = code_segments(&mut coder, &[], base.len(), target_len)?;
     let lens = [(&old, base.len()), (&new, target_len)];
-    let guides = modes::guides(&segments, lens[0], lens[1], origin);
+    let guides = modes::guides(&segments, lens[0], lens[1], origin)
+        .ok_or(PatchError::Damaged("the map of addresses has too many parts"))?;
     let stream = Stream::new(coder, base, (&[], &[]), target_len, guides, sink);
     stream.run(&segments, cursors(lens[0], lens[1]))?;
     Ok(())

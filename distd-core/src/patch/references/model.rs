@@ -231,6 +231,11 @@ impl<'a, C: Coder> Stream<'a, C> {
             let len = old_left.min(new_left).min(mode_until.min(end) - place);
             self.stretch(Here { at, left: end - place, old, new }, len);
         }
+        if mode_until < end {
+            // A field that ends with the segment went over the border of a last, short block, for
+            // which an encoder has listed a mode. A decoder has no list.
+            self.mode_count += 1;
+        }
         Ok(())
     }
 

@@ -132,21 +132,21 @@ impl Chooser<'_> {
     }
 }
 
-/// Returns the maps at the start of a stream.
+/// Returns the maps at the start of a stream; `None` if segments and layouts make too many parts.
 pub(super) fn guides(
     segments: &[Segment],
     base: (&Layout, usize),
     target: (&Layout, usize),
     origin: u64,
-) -> Guides {
+) -> Option<Guides> {
     let learned = Learned::of(target.1);
     let list = || Guide::default().learning(learned.indices);
-    Guides {
+    Some(Guides {
         known: Known::new(base.0, base.1),
-        addresses: Guide::new(segments, base, target).learning(learned.addresses),
+        addresses: Guide::new(segments, base, target)?.learning(learned.addresses),
         indices: [list(), list()],
         addends: list(),
         offset_shift: 0,
         origin,
-    }
+    })
 }

@@ -52,9 +52,12 @@ pub(super) fn find(base: Side<'_>, target: Side<'_>, good: &[Copied], origin: u6
     let known_segments = joined(good.to_vec(), target.bytes.len());
     let guide =
         Guide::new(&known_segments, (base.layout, base.bytes.len()), (target.layout, target.bytes.len()));
+    let Some(guide) = guide else { return Vec::new() };
     let old = Gaps::new(good.iter().map(|part| part.base..part.base + part.len), base.bytes.len());
     let new = Gaps::new(good.iter().map(|part| part.at..part.at + part.len), target.bytes.len());
-    if old.len == 0 || new.len == 0 {
+    // What is searched takes 12 bytes for each byte of the gaps, and a job has room for five of
+    // each byte of the base.
+    if old.len == 0 || new.len == 0 || 12 * old.len > 5 * base.bytes.len() {
         return Vec::new();
     }
     // The gaps of the base as they are, and behind them once more with addresses for distances.

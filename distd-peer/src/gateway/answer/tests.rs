@@ -45,6 +45,7 @@ fn one(file: Option<NamedFile>) -> One {
     let found = Found {
         product: "os".parse().expect("a name"),
         version: "2".parse().expect("a name"),
+        by_channel: false,
         manifest: ManifestId([7; 32]),
         bytes: 100,
         blake3: [0xab; 32],
@@ -192,6 +193,10 @@ async fn a_download_is_not_resumed_into_another_release() {
         text.contains("os/stable is 2 by now") && text.contains("next: remove the partial file"),
         "{text}"
     );
+    // The new release may be shorter than what was downloaded of the old one.
+    let behind = [("range", "bytes=100-")];
+    assert_eq!(ask(&releases, &remembered, Method::GET, path, &behind).await.status, 412);
+    assert_eq!(ask(&releases, &remembered, Method::GET, path, &rest).await.status, 412, "nothing began");
     let whole = [("range", "bytes=40-"), ("if-range", &*etag())];
     assert_eq!(ask(&releases, &remembered, Method::GET, path, &whole).await.status, 200);
     assert_eq!(ask(&releases, &remembered, Method::GET, path, &rest).await.status, 206, "it began anew");

@@ -50,30 +50,6 @@ impl DdiCaller {
     }
 }
 
-/// Whether the request's header has a token of DDI devices that install `product`: the gateway
-/// serves its files to them too.
-///
-/// # Errors
-/// [`ApiError`] when the database fails.
-#[cfg_attr(not(test), expect(dead_code, reason = "the gateway asks"))]
-pub(in crate::http) async fn may_read(
-    app: &App,
-    headers: &HeaderMap,
-    product: &Name,
-) -> Result<bool, ApiError> {
-    let Some((token, _)) = token_of(app, headers).await? else { return Ok(false) };
-    if token.product != *product {
-        return Ok(false);
-    }
-    match &token.controller {
-        None => Ok(true),
-        Some(controller) => {
-            let device = app.origin.db().ddi_device(controller).await?;
-            Ok(device.is_some_and(|device| device.revoked.is_none() && device.product == *product))
-        }
-    }
-}
-
 /// The valid token in the header of a request, and whether it was shown as a target token.
 async fn token_of(app: &App, headers: &HeaderMap) -> Result<Option<(DdiTokenRow, bool)>, ApiError> {
     let header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -101,8 +77,13 @@ async fn device_of(
     controller: &str,
 ) -> Result<Option<DdiDeviceRow>, ApiError> {
     let db = app.origin.db();
+    // A token speaks for devices of its channel: a device that was moved to another one needs the
+    // token that moved it.
+    let is_of_channel =
+        |device: &DdiDeviceRow| (&device.product, &device.channel) == (&token.product, &token.channel);
     if let Some(named) = &token.controller {
-        return Ok(if named == controller { db.ddi_device(controller).await? } else { None });
+        let found = if named == controller { db.ddi_device(controller).await? } else { None };
+        return Ok(found.filter(is_of_channel));
     }
     let found = match db.ddi_device(controller).await? {
         Some(found) => found,
@@ -118,9 +99,8 @@ async fn device_of(
             }
         }
     };
-    // A gateway speaks for devices of its channel, and not for one that has a token of its own.
-    let is_its = !found.by_target && (&found.product, &found.channel) == (&token.product, &token.channel);
-    Ok(Some(found).filter(|_| is_its))
+    // A gateway does not speak for a device that has a token of its own.
+    Ok(Some(found).filter(|device| !device.by_target && is_of_channel(device)))
 }
 
 impl FromRequestParts<Arc<App>> for DdiCaller {
@@ -158,42 +138,38 @@ mod tests {
     use crate::origin::{Origin, Places, Tuning};
 
     #[tokio::test]
-    async fn a_token_reads_the_product_that_its_devices_install() {
+    async fn a_token_speaks_for_devices_of_its_channel() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let places = Places::in_dir(directory.path());
         let origin = Origin::open(&places, Tuning::default()).await.expect("an origin");
         let (name, db) = (|text: &str| text.parse::<Name>().expect("a name"), origin.db());
-        let (product, channel, version) = (name("os"), name("stable"), name("1"));
-        let release = ReleaseRow {
-            product: product.clone(),
-            version: version.clone(),
-            manifest: ManifestId([1; 32]),
-            blake3: ArtifactHash([1; 32]),
-            bytes: 1,
-            chunk_count: 1,
-            kind: "file".to_owned(),
-            created: 1,
-            created_by: String::new(),
-            published: None,
-            sequence: 1,
-        };
-        let rows = Restoration::default();
-        db.restore_release(&release, CutParams::default(), &rows).await.expect("a release");
-        let (counter, updated) = (1, 1);
-        let row = ChannelRow { product, channel, version, counter, updated, downgrade_from: None };
-        db.take_over_channel(&row, 1).await.expect("a channel");
+        for (number, product) in [(1, "os"), (2, "app")] {
+            let (product, version) = (name(product), name("1"));
+            let release = ReleaseRow {
+                product: product.clone(),
+                version: version.clone(),
+                manifest: ManifestId([number; 32]),
+                blake3: ArtifactHash([number; 32]),
+                bytes: 1,
+                chunk_count: 1,
+                kind: "file".to_owned(),
+                created: 1,
+                created_by: String::new(),
+                published: None,
+                sequence: 1,
+            };
+            let rows = Restoration::default();
+            db.restore_release(&release, CutParams::default(), &rows).await.expect("a release");
+            let (channel, counter, updated) = (name("stable"), 1, 1);
+            let row = ChannelRow { product, channel, version, counter, updated, downgrade_from: None };
+            db.take_over_channel(&row, 1).await.expect("a channel");
+        }
         let app = App::new(origin.clone(), Arc::default(), None);
-        let may = async |scheme: &str, secret: &str, product: &str| {
-            let header = format!("{scheme} {secret}").parse().expect("a header");
-            may_read(&app, &HeaderMap::from_iter([(AUTHORIZATION, header)]), &name(product))
-                .await
-                .expect("asked")
-        };
-        let token = |secret: &str, controller: Option<&str>| DdiTokenRow {
+        let token = |secret: &str, product: &str, controller: Option<&str>| DdiTokenRow {
             secret_sha256: sha256(secret.as_bytes()),
             controller: controller.map(str::to_owned),
-            product: row.product.clone(),
-            channel: row.channel.clone(),
+            product: name(product),
+            channel: name("stable"),
             label: String::new(),
             labels: Default::default(),
             admits: 0,
@@ -201,18 +177,32 @@ mod tests {
             expires: None,
             revoked: None,
         };
-        db.put_ddi_token(&token("target", Some("till")), &NodeId([1; 16])).await.expect("made");
-        db.put_ddi_token(&token("gateway", None), &NodeId([2; 16])).await.expect("made");
-        for (scheme, secret) in [("TargetToken", "target"), ("gatewaytoken", "gateway")] {
-            assert!(may(scheme, secret, "os").await);
-            assert!(!may(scheme, secret, "app").await);
-            assert!(!may(scheme, "other", "os").await && !may("Bearer", secret, "os").await);
+        let shown = async |scheme: &str, secret: &str| {
+            let header = format!("{scheme} {secret}").parse().expect("a header");
+            token_of(&app, &HeaderMap::from_iter([(AUTHORIZATION, header)])).await.expect("asked")
+        };
+        let device = async |token: &DdiTokenRow| device_of(&app, token, "till").await.expect("asked");
+        let (first, gateway) = (token("first", "os", Some("till")), token("gateway", "os", None));
+        db.put_ddi_token(&first, &NodeId([1; 16])).await.expect("made");
+        db.put_ddi_token(&gateway, &NodeId([2; 16])).await.expect("made");
+        assert!(shown("TargetToken", "first").await.is_some_and(|(_, as_target)| as_target));
+        assert!(shown("gatewaytoken", "gateway").await.is_some_and(|(_, as_target)| !as_target));
+        for (scheme, secret) in [("GatewayToken", "first"), ("TargetToken", "other"), ("Bearer", "first")] {
+            assert!(shown(scheme, secret).await.is_none(), "{scheme} {secret}");
         }
-        assert!(!may("GatewayToken", "target", "os").await);
-        assert!(!may_read(&app, &HeaderMap::new(), &name("os")).await.expect("asked"));
-        db.revoke_node(&NodeId([1; 16]).to_string(), 2).await.expect("revoked");
+        let till = device(&first).await.expect("the device of the token");
+        assert!(device(&gateway).await.is_none(), "it has a token of its own");
+        assert!(device_of(&app, &first, "other").await.expect("asked").is_none());
+        db.set_ddi_installed(&till.node, Some(&name("1")), None).await.expect("noted");
+        // Another token moves the device to another product: the first one does not speak for it
+        // any more, and what it installed there means nothing here.
+        let second = token("second", "app", Some("till"));
+        db.put_ddi_token(&second, &NodeId([3; 16])).await.expect("made");
+        assert!(device(&first).await.is_none());
+        let moved = device(&second).await.expect("the device");
+        assert_eq!((moved.node, moved.installed), (till.node, None));
         db.revoke_ddi_token(&sha256(b"gateway"), 2).await.expect("revoked");
-        assert!(!may("TargetToken", "target", "os").await && !may("GatewayToken", "gateway", "os").await);
+        assert!(shown("GatewayToken", "gateway").await.is_none());
     }
 
     #[test]
