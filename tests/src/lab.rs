@@ -46,11 +46,13 @@ impl Daemon {
     /// If the command ends or takes too long.
     pub fn start(mut command: Command, log: &Path, marker: &str) -> Self {
         let out = log.with_extension("out");
-        let file = File::create(&out).expect("create the output file");
-        let errors = File::options().create(true).append(true).open(log).expect("create the log");
-        let child =
-            command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("start the daemon");
-        let mut daemon = Self { child, addresses: Vec::new(), log: log.to_owned() };
+        let mut spawn = || {
+            let file = File::create(&out).expect("create the output file");
+            let errors = File::options().create(true).append(true).open(log).expect("create the log");
+            command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("start the daemon")
+        };
+        let said_before = fs::read_to_string(log).unwrap_or_default().len();
+        let mut daemon = Self { child: spawn(), addresses: Vec::new(), log: log.to_owned() };
         let deadline = Instant::now() + PATIENCE;
         loop {
             let text = fs::read_to_string(&out).unwrap_or_default();
@@ -60,6 +62,15 @@ impl Daemon {
                 return daemon;
             }
             if let Some(status) = daemon.child.try_wait().expect("look at the daemon") {
+                // A daemon that is started again keeps its address, and in between another program
+                // may have been given its port for a while.
+                let said = daemon.log();
+                let is_taken = said.get(said_before..).unwrap_or_default().contains("Address already in use");
+                if is_taken && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(100));
+                    daemon.child = spawn();
+                    continue;
+                }
                 panic!("daemon ended with {status} before it listened:\n{}", daemon.log());
             }
             assert!(Instant::now() < deadline, "daemon did not listen in time:\n{}", daemon.log());

@@ -500,7 +500,7 @@ pub const TABLE: Table<Values> = Table {
             variable: "DISTD_GATEWAY_DIRECTORY",
             value: "DIR",
             several: false,
-            default: "`gateway` in the state directory",
+            default: "in the state directory, `gateway`",
             help: "Directory in which the gateway keeps releases",
             set: |s, text| filled(text, "directory").map(|dir| s.gateway_directory = Some(dir)),
             show: |s| path(s.gateway_directory.as_ref()),

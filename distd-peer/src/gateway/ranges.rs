@@ -65,10 +65,11 @@ fn parse_one(spec: &str, len: u64) -> Option<Range<u64>> {
         return Some(len.saturating_sub(suffix)..len);
     }
     let first: u64 = number(first)?;
-    let end = if last.is_empty() { len } else { number(last)?.saturating_add(1) };
-    if end <= first && !last.is_empty() {
+    let last = if last.is_empty() { u64::MAX } else { number(last)? };
+    if last < first {
         return None;
     }
+    let end = last.saturating_add(1);
     Some(first.min(len)..end.min(len))
 }
 

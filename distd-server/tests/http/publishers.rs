@@ -231,7 +231,9 @@ async fn each_route_keeps_scopes_and_products_apart() {
         // token alone.
         let got = status(world.token_for(&scope, "the*", None).await).await;
         let own = about != About::Thing || scope == "read";
-        assert_eq!(!matches!(got, 401 | 403 | 404), own, "{method} {path} with {scope}: {got}");
+        // No release has the chunk.
+        let is_answered = !matches!(got, 401 | 403 | 404) || got == 404 && path.ends_with(CHUNK_OF_CASYNC);
+        assert_eq!(is_answered, own, "{method} {path} with {scope}: {got}");
     }
     let token = world.token_for("read", "mine", None).await;
     let (_, list) = answer(world.bare(Method::GET, "/v1/products").bearer_auth(token)).await;
