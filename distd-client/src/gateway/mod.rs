@@ -5,7 +5,7 @@
 //! the earlier releases there, patches, neighbours and parents, and is read while it arrives. So an
 //! updater sees a file, and the uplink sees what a pull costs.
 //!
-//! [`releases`] resolves addresses and starts pulls, `entry` is one release while and after it
+//! `releases` resolves addresses and starts pulls, `entry` is one release while and after it
 //! arrives, `directory` is where releases are and which of them stay.
 
 mod directory;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Longest time for which a caller may leave a response unread.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
-/// Stream whose writes fail once they have made no progress for [`WRITE_STALL`], so that a caller
+/// Stream whose writes fail once they have made no progress for a minute, so that a caller
 /// cannot hold a connection by not reading.
 #[derive(Debug)]
 pub struct Unstalled<S> {
