@@ -19,13 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::task::TaskTracker;
 
 use super::{Address, Body, Caller, Refusal, Releases, Remembered, Tokens, answer, shown_token};
-use crate::listener::{Authenticated, Connections, Unstalled};
-
-/// Longest duration of a TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, stopped};
 
 /// Longest time for a request's head, which is also how long an idle connection stays open.
 const HEAD: Duration = Duration::from_secs(60);
@@ -39,13 +35,10 @@ const STREAMS_MAX: u32 = 8;
 /// Bytes of answers that wait for the caller on one stream of HTTP/2.
 const SEND_BUFFER_BYTES: usize = 128 << 10;
 
-/// Pause after an accept failed, usually for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Time that downloads have to end when the gateway stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Who may ask a gateway.
+/// Callers that a gateway answers.
 #[derive(Debug)]
 pub enum Access {
     /// Anyone who reaches it: every program of the machine, on a loopback address.
@@ -54,7 +47,7 @@ pub enum Access {
     Tokens(Mutex<Tokens>),
 }
 
-/// What a gateway did.
+/// Counters of a gateway.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Requests.
@@ -72,7 +65,7 @@ pub struct Gateway {
     releases: Arc<dyn Releases>,
     access: Access,
     remembered: Remembered,
-    /// What it did.
+    /// Counters of requests and bytes.
     pub counters: Arc<Counters>,
 }
 
@@ -162,65 +155,37 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     gateway: Arc<Gateway>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let acceptor = tls.map(TlsAcceptor::from);
-    let connections = Arc::<Connections>::default();
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stopped(&mut stop) => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "could not accept a connection of the gateway");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(slot) = connections.admit(from.ip()) else {
-            gateway.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            continue;
-        };
-        let (acceptor, gateway, stop) = (acceptor.clone(), gateway.clone(), stop.clone());
-        tasks.spawn(async move {
-            let authenticated = slot.authenticated.clone();
-            tokio::select! {
-                () = connection(stream, from, acceptor, &gateway, authenticated, stop) => {}
-                () = slot.evicted.cancelled() => {
-                    gateway.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        });
-    }
-    drop(listener);
-    tasks.close();
-    let _ = timeout(GRACE, tasks.wait()).await;
-}
-
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-async fn connection(
-    stream: TcpStream,
-    from: SocketAddr,
-    acceptor: Option<TlsAcceptor>,
-    gateway: &Arc<Gateway>,
-    authenticated: Authenticated,
     stop: watch::Receiver<bool>,
 ) {
-    // If the socket refuses the option, it is about to fail anyway.
-    let _ = stream.set_nodelay(true);
-    let Some(acceptor) = acceptor else {
-        return requests(stream, from, gateway, authenticated, stop).await;
-    };
-    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, from, gateway, authenticated, stop).await,
-        Ok(Err(error)) => tracing::debug!(%from, error = %Chain(&error), "TLS handshake failed"),
-        Err(_) => tracing::debug!(%from, "TLS handshake took too long"),
+    let server = Server { gateway, acceptor: tls.map(TlsAcceptor::from) };
+    let open = accept(listener, Arc::new(server), stop).await;
+    let _ = timeout(GRACE, open.wait()).await;
+}
+
+struct Server {
+    gateway: Arc<Gateway>,
+    acceptor: Option<TlsAcceptor>,
+}
+
+impl ConnectionServer for Server {
+    fn refused(&self) {
+        self.gateway.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        authenticated: Authenticated,
+        stop: watch::Receiver<bool>,
+    ) {
+        let Some(acceptor) = &self.acceptor else {
+            return requests(stream, from, &self.gateway, authenticated, stop).await;
+        };
+        match secured(stream, acceptor).await {
+            Ok(stream) => requests(stream, from, &self.gateway, authenticated, stop).await,
+            Err(error) => tracing::debug!(%from, error = %Chain(&error), "TLS handshake failed"),
+        }
     }
 }
 

@@ -40,7 +40,7 @@ impl Authenticated {
 
 /// All open connections, in the order in which they were accepted.
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<Open>);
+pub(super) struct Connections(Mutex<Open>);
 
 #[derive(Debug, Default)]
 struct Open {
@@ -57,13 +57,13 @@ struct Connection {
 
 /// Permission to keep one connection open; the drop gives it back.
 #[derive(Debug)]
-pub struct ConnectionSlot {
+pub(super) struct ConnectionSlot {
     connections: Arc<Connections>,
     number: u64,
     /// Mark that keeps the connection open once its caller has shown a token.
-    pub authenticated: Authenticated,
+    pub(super) authenticated: Authenticated,
     /// Cancelled when the connection has to close, because a newer one needs its slot.
-    pub evicted: CancellationToken,
+    pub(super) evicted: CancellationToken,
 }
 
 impl Drop for ConnectionSlot {
@@ -78,7 +78,7 @@ impl Connections {
     }
 
     /// A slot for a new connection from `address`; `None` if callers with tokens have all slots.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionSlot> {
         // An IPv4 caller on an IPv6 socket has a mapped address, which counts as the IPv4 one.
         let address = address.to_canonical();
         let mut open = self.open();
