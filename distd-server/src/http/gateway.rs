@@ -6,14 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use axum::Extension;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::Response;
 use distd_core::error::Chain;
 use distd_peer::gateway::{self, Address, FileBytes, Found, Refusal, Releases, shown_token};
-use distd_peer::listener::Authenticated;
 
 use super::auth::{Caller, ToRead};
 use super::route::{Route, routes};
@@ -38,15 +37,8 @@ pub(super) struct From(pub(super) IpAddr);
         ("file" = String, Path)),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The parts that Range asked for")), security(("token" = ["read"])))]
-pub(super) async fn file(
-    State(app): State<Arc<App>>,
-    from: Option<Extension<From>>,
-    authenticated: Option<Extension<Authenticated>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    respond(&app, from, authenticated, &method, &uri, &headers).await
+pub(super) async fn file(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    respond(&app, &request.into_parts().0).await
 }
 
 /// As `/r/{product}/{release}/{file}`, for updaters that can send neither a header nor a password.
@@ -58,13 +50,9 @@ pub(super) async fn file(
         (status = 206, description = "The parts that Range asked for")))]
 pub(super) async fn file_by_token(
     State(app): State<Arc<App>>,
-    from: Option<Extension<From>>,
-    authenticated: Option<Extension<Authenticated>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    respond(&app, from, authenticated, &method, &uri, &headers).await
+    respond(&app, &request.into_parts().0).await
 }
 
 /// Sends a chunk for casync, of the index beside the file.
@@ -73,15 +61,8 @@ pub(super) async fn file_by_token(
         ("prefix" = String, Path), ("chunk" = String, Path)),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")),
     security(("token" = ["read"])))]
-pub(super) async fn chunk(
-    State(app): State<Arc<App>>,
-    from: Option<Extension<From>>,
-    authenticated: Option<Extension<Authenticated>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    respond(&app, from, authenticated, &method, &uri, &headers).await
+pub(super) async fn chunk(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    respond(&app, &request.into_parts().0).await
 }
 
 /// As `/r/{product}/{release}/default.castr/{prefix}/{chunk}`, with the token in the path.
@@ -92,38 +73,26 @@ pub(super) async fn chunk(
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")))]
 pub(super) async fn chunk_by_token(
     State(app): State<Arc<App>>,
-    from: Option<Extension<From>>,
-    authenticated: Option<Extension<Authenticated>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    respond(&app, from, authenticated, &method, &uri, &headers).await
+    respond(&app, &request.into_parts().0).await
 }
 
-async fn respond(
-    app: &Arc<App>,
-    from: Option<Extension<From>>,
-    authenticated: Option<Extension<Authenticated>>,
-    method: &Method,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Result<Response, ApiError> {
-    let parsed = Address::of_path(uri.path());
+async fn respond(app: &Arc<App>, request: &Parts) -> Result<Response, ApiError> {
+    let parsed = Address::of_path(request.uri.path());
     let in_path = parsed.as_ref().ok().and_then(|(_, token)| token.clone());
-    let shown = shown_token(headers).or(in_path);
+    let shown = shown_token(&request.headers).or(in_path);
     let shown = shown.ok_or_else(|| ApiError::unauthorised("this request needs an API token"))?;
-    let authenticated = authenticated.map(|Extension(authenticated)| authenticated);
-    let caller = Caller::<ToRead>::of_token(app, &shown, authenticated.as_ref()).await?;
+    let caller = Caller::<ToRead>::of_token(app, &shown, request.extensions.get()).await?;
     let (address, _) = parsed.map_err(|error| {
         ApiError::bad_request(error.to_string(), "see \"The origin as a gateway\" in docs/gateway.md")
     })?;
     caller.may(&address.reference.product)?;
     // A server of tests may have no address of its caller.
-    let from = from.map_or(IpAddr::from([0, 0, 0, 0]), |Extension(From(address))| address);
+    let from = request.extensions.get().map_or(IpAddr::from([0, 0, 0, 0]), |From(address)| *address);
     let asker = gateway::Caller { address: from, remembered: &app.remembered };
     let releases = Stored(app.origin.clone());
-    Ok(gateway::answer(&releases, method, &address, headers, asker).await.map(Body::new))
+    Ok(gateway::answer(&releases, &request.method, &address, &request.headers, asker).await.map(Body::new))
 }
 
 /// The releases in the origin's store.

@@ -70,7 +70,7 @@ pub struct App {
     tasks: TaskTracker,
     lists: Arc<Semaphore>,
     spooling: Arc<spool::Spooling>,
-    /// What the gateway remembers of its callers.
+    /// Memory of the gateway.
     remembered: Remembered,
     /// Settings of hawkBit's DDI; `None` where it is off.
     ddi: Option<DdiOptions>,

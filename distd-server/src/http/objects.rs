@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use distd_core::error::Chain;
+use distd_peer::gateway::{Asked, parse_ranges};
 use futures::stream;
 
 use super::ApiError;
@@ -86,10 +87,10 @@ pub(super) fn select(
     // With another version in `If-Range` the range does not apply, and the whole object is sent.
     let same = request.get(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let asked = request.get(header::RANGE).filter(|_| same).and_then(|value| value.to_str().ok());
-    let (status, range) = match asked.map_or(RequestedRange::Whole, |range| parse_range(range, len)) {
-        RequestedRange::Whole => (StatusCode::OK, 0..len),
-        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        RequestedRange::Outside => {
+    let (status, range) = match asked.map_or(Asked::Whole, |range| parse_range(range, len)) {
+        Asked::Whole | Asked::Many(_) => (StatusCode::OK, 0..len),
+        Asked::One(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Asked::Outside => {
             let outside = format!("bytes */{len}");
             let mut response = StatusCode::RANGE_NOT_SATISFIABLE.into_response();
             let value = HeaderValue::from_str(&outside).expect("digits");
@@ -110,35 +111,9 @@ pub(super) fn select(
     Ok((status, headers, range))
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum RequestedRange {
-    Whole,
-    Part(Range<u64>),
-    Outside,
-}
-
-/// Parses a `Range` (RFC 9110 §14). A malformed one, one of another unit and one of several parts
-/// are ignored, and the whole object is sent.
-fn parse_range(text: &str, len: u64) -> RequestedRange {
-    let Some(spec) = text.strip_prefix("bytes=") else { return RequestedRange::Whole };
-    let Some((first, last)) = spec.trim().split_once('-') else { return RequestedRange::Whole };
-    let number = |s: &str| -> Option<u64> {
-        // `parse` would accept a sign. A number that does not fit in 64 bits counts as the largest
-        // one.
-        (!s.is_empty() && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().unwrap_or(u64::MAX))
-    };
-    match (first.is_empty(), number(first), last.is_empty(), number(last)) {
-        (true, _, false, Some(0)) => RequestedRange::Outside,
-        (true, _, false, Some(_)) if len == 0 => RequestedRange::Outside,
-        (true, _, false, Some(suffix)) => RequestedRange::Part(len.saturating_sub(suffix)..len),
-        (false, Some(first), true, _) if first < len => RequestedRange::Part(first..len),
-        (false, Some(first), false, Some(last)) if first > last => RequestedRange::Whole,
-        (false, Some(first), false, Some(last)) if first < len => {
-            RequestedRange::Part(first..last.saturating_add(1).min(len))
-        }
-        (false, Some(_), true, _) | (false, Some(_), false, Some(_)) => RequestedRange::Outside,
-        _ => RequestedRange::Whole,
-    }
+/// Parses a `Range`. One of several parts is ignored, and the whole object is sent.
+fn parse_range(text: &str, len: u64) -> Asked {
+    if text.contains(',') { Asked::Whole } else { parse_ranges(text, len) }
 }
 
 #[cfg(test)]
@@ -148,24 +123,25 @@ mod tests {
     #[test]
     fn ranges_are_parsed_as_in_rfc_9110() {
         for (text, expected) in [
-            ("bytes=0-0", RequestedRange::Part(0..1)),
-            ("bytes=2-5", RequestedRange::Part(2..6)),
-            ("bytes=2-", RequestedRange::Part(2..10)),
-            ("bytes=-3", RequestedRange::Part(7..10)),
-            ("bytes=-30", RequestedRange::Part(0..10)),
-            ("bytes=5-99999999999999999999999", RequestedRange::Part(5..10)),
-            ("bytes=10-", RequestedRange::Outside),
-            ("bytes=10-12", RequestedRange::Outside),
-            ("bytes=-0", RequestedRange::Outside),
-            ("bytes=5-2", RequestedRange::Whole),
-            ("bytes=", RequestedRange::Whole),
-            ("bytes=-", RequestedRange::Whole),
-            ("bytes=+1-2", RequestedRange::Whole),
-            ("bytes=0-1,3-4", RequestedRange::Whole),
-            ("chunks=0-1", RequestedRange::Whole),
+            ("bytes=0-0", Asked::One(0..1)),
+            ("bytes=2-5", Asked::One(2..6)),
+            ("bytes=2-", Asked::One(2..10)),
+            ("bytes=-3", Asked::One(7..10)),
+            ("bytes=-30", Asked::One(0..10)),
+            ("bytes=5-99999999999999999999999", Asked::One(5..10)),
+            ("bytes=10-", Asked::Outside),
+            ("bytes=10-12", Asked::Outside),
+            ("bytes=-0", Asked::Outside),
+            ("bytes=5-2", Asked::Whole),
+            ("bytes=", Asked::Whole),
+            ("bytes=-", Asked::Whole),
+            ("bytes=+1-2", Asked::Whole),
+            ("bytes=0-1,3-4", Asked::Whole),
+            ("bytes=0-1,", Asked::Whole),
+            ("chunks=0-1", Asked::Whole),
         ] {
             assert_eq!(parse_range(text, 10), expected, "{text}");
         }
-        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Outside);
+        assert_eq!(parse_range("bytes=0-", 0), Asked::Outside);
     }
 }

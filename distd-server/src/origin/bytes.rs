@@ -15,12 +15,11 @@ use distd_peer::gateway::FileBytes;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
-use super::manifests::LoadedManifest;
 use crate::db::ChunkRow;
 use crate::store::{ChunkReadError, Chunks};
 
 /// Raw bytes of one piece at least, except of the last one. A piece has at most one chunk more.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// Most chunks of one piece: bounds the rows asked for where chunks are tiny.
 const PIECE_CHUNKS: usize = 2048;
@@ -40,6 +39,9 @@ pub(crate) enum ReadBytesError {
     /// A chunk of the release is not in the database.
     #[error("the store has lost the chunk {0}")]
     Missing(ChunkId),
+    /// The range begins behind the end.
+    #[error("the range lies behind the artifact")]
+    Behind,
     /// A chunk has rotted.
     #[error("a stored chunk has rotted")]
     Rotten(#[source] UnpackError),
@@ -47,77 +49,61 @@ pub(crate) enum ReadBytesError {
 
 /// A release's artifact in the store, read by offset.
 pub(crate) struct ArtifactBytes {
-    loaded: Arc<LoadedManifest>,
+    manifest: Arc<Manifest>,
     chunks: Chunks,
 }
 
 impl ArtifactBytes {
-    pub(super) fn new(loaded: Arc<LoadedManifest>, chunks: Chunks) -> Self {
-        Self { loaded, chunks }
+    pub(super) fn new(manifest: Arc<Manifest>, chunks: Chunks) -> Self {
+        Self { manifest, chunks }
+    }
+}
+
+impl ArtifactBytes {
+    /// Reads a piece from the start of `range`.
+    async fn piece(&self, range: &Range<u64>) -> Result<Bytes, ReadBytesError> {
+        let enough = range.end.min(range.start.saturating_add(PIECE_BYTES));
+        let entries = self.manifest.entries_at(range.start);
+        let run: Vec<_> = entries.take_while(|at| at.offset < enough).take(PIECE_CHUNKS).collect();
+        let start = run.first().map(|at| at.offset).ok_or(ReadBytesError::Behind)?;
+        let raw = read_piece(&self.chunks, run.into_iter().map(|at| at.entry).collect()).await?;
+        let end = (start + raw.len() as u64).min(range.end);
+        Ok(raw.slice((range.start - start) as usize..(end - start) as usize))
+    }
+
+    /// Reads the bytes `range` in a task of its own, which stops when its reader goes away. Takes
+    /// some 8 MiB of memory. The pieces come in order; the first error ends them.
+    pub(crate) fn in_order(self, range: Range<u64>) -> mpsc::Receiver<Result<Bytes, ReadBytesError>> {
+        let (tx, rx) = mpsc::channel(PIECES_AHEAD);
+        tokio::spawn(async move {
+            let mut left = range;
+            while !left.is_empty() {
+                let read = self.piece(&left).await;
+                left.start = match &read {
+                    Ok(piece) => left.start + piece.len() as u64,
+                    Err(_) => left.end,
+                };
+                if tx.send(read).await.is_err() {
+                    return;
+                }
+            }
+        });
+        rx
     }
 }
 
 #[async_trait]
 impl FileBytes for ArtifactBytes {
     async fn read(&self, range: Range<u64>, _part: bool) -> io::Result<Bytes> {
-        let enough = range.end.min(range.start.saturating_add(PIECE_BYTES as u64));
-        let entries = self.loaded.manifest.entries_at(range.start);
-        let run: Vec<_> = entries.take_while(|at| at.offset < enough).take(PIECE_CHUNKS).collect();
-        let start = run.first().map(|at| at.offset);
-        let behind = || io::Error::new(io::ErrorKind::InvalidInput, "the range lies behind the artifact");
-        let start = start.ok_or_else(behind)?;
-        let piece = run.into_iter().map(|at| at.entry).collect();
-        let raw = read_piece(&self.chunks, piece).await.map_err(|error| {
+        self.piece(&range).await.map_err(|error| {
             tracing::error!(error = %Chain(&error), "a release could not be read from the store");
             io::Error::other(error)
-        })?;
-        let end = (start + raw.len() as u64).min(range.end);
-        Ok(raw.slice((range.start - start) as usize..(end - start) as usize))
+        })
     }
 
     async fn lengths(&self) -> io::Result<Vec<u32>> {
-        Ok(self.loaded.manifest.entries().map(|at| at.entry.len).collect())
+        Ok(self.manifest.entries().map(|at| at.entry.len).collect())
     }
-}
-
-/// Reads the bytes `range` of an artifact in a task of its own, which stops when its reader goes
-/// away. Takes some 8 MiB of memory. The pieces come in order; the first error ends them.
-pub(crate) fn read_bytes(
-    manifest: Arc<Manifest>,
-    chunks: Chunks,
-    range: Range<u64>,
-) -> mpsc::Receiver<Result<Bytes, ReadBytesError>> {
-    let (tx, rx) = mpsc::channel(PIECES_AHEAD);
-    tokio::spawn(async move {
-        let mut entries = manifest.entries_at(range.start);
-        loop {
-            let (mut piece, mut len, mut start) = (Vec::new(), 0, None);
-            for at in entries.by_ref() {
-                let end = at.offset + u64::from(at.entry.len);
-                if at.offset >= range.end {
-                    break;
-                }
-                start.get_or_insert(at.offset);
-                len += at.entry.len as usize;
-                piece.push(at.entry);
-                if len >= PIECE_BYTES || piece.len() >= PIECE_CHUNKS || end >= range.end {
-                    break;
-                }
-            }
-            let Some(start) = start else { return };
-            let end = start + len as u64;
-            let read = read_piece(&chunks, piece).await.map(|raw| {
-                let from = range.start.saturating_sub(start) as usize;
-                let to = (range.end.min(end) - start) as usize;
-                raw.slice(from..to)
-            });
-            let failed = read.is_err();
-            if tx.send(read).await.is_err() || failed || end >= range.end {
-                return;
-            }
-        }
-    });
-    rx
 }
 
 async fn read_piece(chunks: &Chunks, piece: Vec<Entry>) -> Result<Bytes, ReadBytesError> {

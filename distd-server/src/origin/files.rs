@@ -19,7 +19,7 @@ use md5::{Digest, Md5};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-use super::bytes::{ReadBytesError, read_bytes};
+use super::bytes::{ArtifactBytes, ReadBytesError};
 use super::{Origin, SetChannelError, signed};
 use crate::db::{ChannelRow, Db, DbError, FileDigests, FileSignature, ReleaseRow};
 use crate::ingest::{Ingest, IngestError};
@@ -109,7 +109,7 @@ impl Digests {
         let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
         let manifest = Arc::new(self.ingest.manifest(&release.manifest).await?);
         let len = manifest.root().bytes;
-        let mut pieces = read_bytes(manifest, self.chunks.clone(), 0..len);
+        let mut pieces = ArtifactBytes::new(manifest, self.chunks.clone()).in_order(0..len);
         let mut hashes = (Context::new(&SHA256), Context::new(&SHA1_FOR_LEGACY_USE_ONLY), Md5::new());
         while let Some(piece) = pieces.recv().await {
             let piece = piece.map_err(ReadFault)?;

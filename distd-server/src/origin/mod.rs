@@ -49,7 +49,7 @@ use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, Reposi
 
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
-pub(crate) use bytes::{ReadBytesError, read_bytes};
+pub(crate) use bytes::ReadBytesError;
 pub use content::OriginContent;
 pub use ddi::{DdiNews, DdiOffer};
 pub use files::DigestsError;
@@ -405,7 +405,7 @@ impl Origin {
     /// As [`Ingest::manifest`].
     pub(crate) async fn artifact(&self, manifest: ManifestId) -> Result<ArtifactBytes, IngestError> {
         let loaded = self.manifests.load(&manifest).await?;
-        Ok(ArtifactBytes::new(loaded, self.chunks.clone()))
+        Ok(ArtifactBytes::new(loaded.manifest.clone(), self.chunks.clone()))
     }
 
     /// Uploads and commits.

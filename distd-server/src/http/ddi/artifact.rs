@@ -16,7 +16,7 @@ use super::auth::DdiCaller;
 use super::{artifact_of, no_action, open_action};
 use crate::db::DdiState;
 use crate::http::{ApiError, App, objects};
-use crate::origin::{ReadBytesError, read_bytes};
+use crate::origin::ReadBytesError;
 
 /// Sends the artifact of an open action.
 pub(super) async fn send(
@@ -47,9 +47,8 @@ pub(super) async fn send(
         return Ok((status, headers).into_response());
     }
     app.origin.ddi_begun(&caller.device, &action).await?;
-    let manifest = app.manifest(release.manifest).await?;
     let left = range.end - range.start;
-    let pieces = read_bytes(manifest, app.origin.chunks().clone(), range);
+    let pieces = app.origin.artifact(release.manifest).await?.in_order(range);
     let sent = Sent { app, action: action.id, pieces, left, unsaved: 0 };
     let body = Body::from_stream(stream::try_unfold(sent, |mut sent| async move {
         Ok::<_, std::io::Error>(sent.next().await?.map(|piece| (piece, sent)))
