@@ -283,7 +283,7 @@ fn a_large_file_is_one_job_if_there_is_memory_and_its_payload_may_be_longer_than
     assert_eq!(outcome.jobs.iter().map(|job| job.large).collect::<Vec<_>>(), [true, false]);
     let large = outcome.patches.iter().find(|patch| patch.large).expect("a large patch");
     assert!(large.payload.len() > PATCH_PAYLOAD_BYTES_MAX && outcome.left == 0);
-    // What moved to the end of the file is in chunks that the old release has.
+    // The old release has the chunks of the part that moved to the end of the file.
     let wanted = outcome.jobs[0].targets.iter().map(|range| new.bytes_of(range).len()).sum::<usize>();
     let less = large_memory(5 << 20, wanted as u64) - 1;
     assert!(update(&old, &new, options(less)).jobs.iter().all(|job| !job.large));

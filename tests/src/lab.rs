@@ -213,6 +213,14 @@ impl Outcome {
     }
 }
 
+/// Runs a command to its end.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn run(command: &mut Command) -> Outcome {
+    Outcome::of(command.output().expect("run a program"))
+}
+
 /// A running command; killed when dropped before [`Running::wait`].
 #[derive(Debug)]
 pub struct Running(Option<Child>);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use distd_tests::Rng;
-use distd_tests::lab::{Daemon, Lab, Outcome, same, wait_until};
+use distd_tests::lab::{Daemon, Lab, Outcome, run, same, wait_until};
 
 /// Bytes that nothing packs.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
@@ -92,10 +92,6 @@ fn push(lab: &Lab, version: &str, bytes: &[u8]) -> PathBuf {
 
 fn set_channel(lab: &Lab, version: &str) {
     lab.admin(&["channel", "set", "os:stable", version]).ok();
-}
-
-fn run(command: &mut Command) -> Outcome {
-    Outcome::of(command.output().expect("run a program"))
 }
 
 fn tool(name: &str) -> Command {

@@ -6,12 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use distd_tests::Rng;
-use distd_tests::lab::{Daemon, Lab, Outcome, same, wait_until};
+use distd_tests::lab::{Daemon, Lab, binary, run, same, wait_until};
 use distd_tests::later::LaterDebian;
-
-fn run(command: &mut Command) -> Outcome {
-    Outcome::of(command.output().expect("run a program"))
-}
 
 /// Pushes a file as a release of `os`, and moves the channel to it.
 fn release(lab: &Lab, version: &str, file: &Path) {
@@ -56,17 +52,11 @@ fn systemd_sysupdate_installs_signed_releases_and_removes_old_ones() {
     lab.admin(&["product", "set", "os", "--file-name", "os_@v.erofs"]).ok();
     let (agent, url) = gateway(&lab);
 
-    let key = run(Command::new(distd_tests::lab::binary("distd-server"))
-        .args(["openpgp-key", "--data"])
-        .arg(lab.path("origin")));
-    assert_eq!(key.code, 0, "{}", key.stderr);
-    let key = Command::new(distd_tests::lab::binary("distd-server"))
-        .args(["openpgp-key", "--data"])
-        .arg(lab.path("origin"))
-        .output()
-        .expect("run distd-server")
-        .stdout;
-    debian.write("/etc/systemd/import-pubring.gpg", key);
+    let mut command = Command::new(binary("distd-server"));
+    let key = command.args(["openpgp-key", "--data"]).arg(lab.path("origin")).output();
+    let key = key.expect("run distd-server");
+    assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
+    debian.write("/etc/systemd/import-pubring.gpg", key.stdout);
     let transfer = format!(
         "[Transfer]\nVerify=yes\n[Source]\nType=url-file\nPath={url}/os/stable/\nMatchPattern=os_@v.erofs\n\
          [Target]\nType=regular-file\nPath=/var/lib/images\nMatchPattern=os_@v.erofs\nInstancesMax=2\n"

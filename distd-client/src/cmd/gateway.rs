@@ -33,7 +33,7 @@ enum Command {
 enum TokenCommand {
     /// Make a token, and print it once. The gateway keeps its hash alone.
     Add {
-        /// Who uses it, as in checkout-7.
+        /// Name of the user of the token, as in checkout-7.
         label: String,
         /// Write the token to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]

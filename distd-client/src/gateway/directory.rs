@@ -10,6 +10,7 @@ use distd_core::names::Name;
 use distd_peer::filesystem;
 use distd_peer::trust::files;
 
+use crate::disk::side::with_suffix;
 use crate::failure::{Code, Failure};
 use crate::pull::{self, read_kept_manifest, remove_side_files};
 
@@ -69,10 +70,11 @@ impl Directory {
         Ok(image)
     }
 
-    /// Whether a release is there, whole.
+    /// Whether a release is there, whole: its manifest is kept beside it only then. The manifest is
+    /// not read, because callers ask this for each request.
     pub(super) fn has(&self, product: &Name, version: &Name) -> bool {
         let image = self.image(product, version);
-        image.exists() && read_kept_manifest(&image, &self.data).is_some()
+        image.exists() && with_suffix(&image, ".distd").exists()
     }
 
     /// Paths of the other releases of a product that are there, whole, the newest first: chunks are
@@ -107,7 +109,7 @@ impl Directory {
         let found = self.releases(product).context("could not list the releases of the gateway")?;
         let (spared, mut others): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(_, version)| spare.contains(version));
-        // What a pull left of a release is worth less than any release that is whole.
+        // A release that is not whole is worth less than any that is.
         others.sort_by_key(|(changed, version)| (self.has(product, version), *changed));
         let stay = self.keep.saturating_sub(spared.len());
         for (_, version) in others.iter().take(others.len().saturating_sub(stay)) {

@@ -104,11 +104,8 @@ async fn read_arriving(
     part: bool,
 ) -> io::Result<Option<Bytes>> {
     let patience = if part { PART_WAITS } else { WHOLE_WAITS };
-    while tokio::time::timeout(patience, arriving.wait(range)).await.map_or(true, |waited| waited.is_err()) {
-        // Also the end of the wait by an error: the read below says what is wrong.
-        if arriving.hurry(range).is_none() {
-            break;
-        }
+    while let Err(_too_long) = tokio::time::timeout(patience, arriving.wait(range)).await {
+        arriving.hurry(range);
     }
     arriving.read(range.clone()).await
 }

@@ -43,7 +43,7 @@ const DIRECTORY: &str = "gateway";
 /// Largest certificate chain or key that is read, bytes.
 const PEM_BYTES_MAX: u64 = 1 << 20;
 
-/// What a gateway offers: all releases of a product, or those of one channel.
+/// Offer of a gateway: all releases of a product, or those of one channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Product.
@@ -89,7 +89,7 @@ pub struct GatewayRequest {
     listen: SocketAddr,
     /// Chain and key of its certificate; `None` for plain HTTP, on loopback only.
     certificate: Option<(PathBuf, PathBuf)>,
-    /// What it offers.
+    /// Products and channels that the gateway offers.
     offers: Vec<Offer>,
     /// Directory of the releases.
     directory: PathBuf,
@@ -167,7 +167,7 @@ pub struct DeviceGateway {
     pub address: SocketAddr,
     /// Whether it speaks TLS.
     pub is_tls: bool,
-    /// What it did.
+    /// Counters of requests and bytes.
     pub counters: Arc<Counters>,
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,

@@ -78,7 +78,7 @@ pub(super) struct PulledReleases {
     /// Question by which a release was found: its pull asks the same, because a right may be one to
     /// a channel alone.
     asked: Mutex<Lru<(Name, Name), Wanted>>,
-    /// What the channel that was looked at last says of the files of its product.
+    /// Names and sums of a product's files, from the channel that was looked at last.
     files: Mutex<Lru<Name, ChannelFiles>>,
     pulls: Arc<Semaphore>,
 }

@@ -74,18 +74,20 @@ impl Arriving {
         }
     }
 
-    /// Asks for the chunks at the start of `range` that are not in place before others; `None` when
-    /// the range lies behind the artifact.
-    pub fn hurry(&self, range: &Range<u64>) -> Option<()> {
+    /// Asks for the chunks at the start of `range` that are not in place before others.
+    pub fn hurry(&self, range: &Range<u64>) {
         let end = range.end.min(range.start.saturating_add(HURRY_BYTES_MAX));
-        let (first, last) = (self.entries.at(range.start)?, self.entries.at(end.saturating_sub(1))?);
+        let (Some(first), Some(last)) =
+            (self.entries.at(range.start), self.entries.at(end.saturating_sub(1)))
+        else {
+            return;
+        };
         for position in (first.0..=last.0).map(Position) {
             if !self.is_there(position) {
                 // A full queue means that the pull is busy with other chunks that readers wait for.
                 let _ = self.urgent.try_send(position);
             }
         }
-        Some(())
     }
 
     /// Reads the bytes at the start of `range` that are in place, verified; `None` if a chunk is

@@ -1,4 +1,4 @@
-//! What a request asks for, and the token that it shows.
+//! Address of a request, and the token that the request shows.
 
 use std::borrow::Cow;
 
@@ -50,7 +50,7 @@ impl std::fmt::Display for Reference {
 pub struct Address {
     /// Release.
     pub reference: Reference,
-    /// What of the release.
+    /// Part of the release.
     pub item: Item,
 }
 

@@ -27,19 +27,19 @@ const IMMUTABLE: &str = "private, max-age=31536000, immutable";
 /// Suffix of the name of casync's index of a file.
 const INDEX_SUFFIX: &str = ".caibx";
 
-/// What a gateway remembers from one request to the next. It can be lost at any time.
+/// Memory of a gateway from one request to the next. It can be lost at any time.
 #[derive(Debug, Default)]
 pub struct Remembered {
     resumed: Resumed,
     indexes: Indexes,
 }
 
-/// Who asks, as far as an answer depends on it.
+/// The caller, as far as an answer depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     /// Address of the caller.
     pub address: IpAddr,
-    /// What the gateway remembers.
+    /// Memory of the gateway.
     pub remembered: &'a Remembered,
 }
 

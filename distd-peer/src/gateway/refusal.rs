@@ -9,9 +9,9 @@ use super::Body;
 pub struct Refusal {
     /// Status of the response.
     pub status: StatusCode,
-    /// What is wrong, without a full stop.
+    /// Reason, without a full stop.
     pub message: String,
-    /// What to do next; empty when the message says it.
+    /// Next step of the caller; empty when the message says it.
     pub next: String,
     /// Time after which the same request may succeed, seconds.
     pub retry_after: Option<u32>,

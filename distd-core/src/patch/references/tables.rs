@@ -55,8 +55,8 @@ pub(super) fn find(base: Side<'_>, target: Side<'_>, good: &[Copied], origin: u6
     let Some(guide) = guide else { return Vec::new() };
     let old = Gaps::new(good.iter().map(|part| part.base..part.base + part.len), base.bytes.len());
     let new = Gaps::new(good.iter().map(|part| part.at..part.at + part.len), target.bytes.len());
-    // What is searched takes 12 bytes for each byte of the gaps, and a job has room for five of
-    // each byte of the base.
+    // The search takes 12 bytes for each byte of the gaps, and a job has room for five of each byte
+    // of the base.
     if old.len == 0 || new.len == 0 || 12 * old.len > 5 * base.bytes.len() {
         return Vec::new();
     }
