@@ -31,6 +31,13 @@ pub(crate) struct ApiArgs {
     pub(crate) plain_http: bool,
 }
 
+impl ApiArgs {
+    /// Arguments of a command that takes only the file of the token.
+    pub(crate) fn with_token_file(token_file: Option<PathBuf>) -> Self {
+        Self { settings: CommandLine::default().into(), token_file, plain_http: false }
+    }
+}
+
 /// Settings of commands that use the origin's HTTP API.
 pub(crate) enum ApiOptions {}
 

@@ -46,6 +46,11 @@ impl Output {
         Self { json, quiet }
     }
 
+    /// Returns whether results are JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Returns whether progress and notes are left out.
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet

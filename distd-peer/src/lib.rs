@@ -13,6 +13,7 @@
 //! - [`manifest_fetch`]: fetches a manifest. [`table`]: its chunks by id.
 //! - [`driver`]: fetches chunks from parents and neighbours.
 //! - [`quarantine`]: peers that sent wrong bytes.
+//! - [`bundle`]: releases in files, which are fetched from like a parent.
 //!
 //! Serving:
 //!
@@ -36,6 +37,7 @@
 //! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
 //!   limit for log lines).
 
+pub mod bundle;
 pub mod capabilities;
 mod changes;
 pub mod clock;

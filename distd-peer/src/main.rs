@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_peer::relay::{self, RelaySettings};
+use distd_peer::relay::{self, ImportResult, RelaySettings};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::token::JoinToken;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +22,8 @@ struct Cli {
 enum Command {
     /// Serve as a relay until stopped.
     Run(RunArgs),
+    /// Hand a bundle, made by distd export, over to the relay of this machine.
+    Import(ImportArgs),
 }
 
 #[derive(Args)]
@@ -40,6 +42,29 @@ struct RunArgs {
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
+}
+
+#[derive(Args)]
+struct ImportArgs {
+    /// The bundle. The relay takes a copy.
+    bundle: PathBuf,
+    #[command(flatten)]
+    settings: TableArgs<ImportOptions>,
+    /// TOML file of the relay.
+    #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+/// Settings by which a relay's state directory is found.
+enum ImportOptions {}
+
+impl TableOptions for ImportOptions {
+    type Values = relay::Values;
+    const TABLE: Table<relay::Values> = relay::TABLE;
+
+    fn has(key: &str) -> bool {
+        key == "data"
+    }
 }
 
 /// Options of a relay: its whole table of settings.
@@ -83,6 +108,27 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn import(args: &ImportArgs) -> anyhow::Result<()> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let settings = RelaySettings::resolve(&args.settings.line, environment, args.config.as_deref())?;
+    let config = settings.config();
+    let handed = relay::hand_over(&args.bundle, &config.data, config.store.min_free_bytes)?;
+    match handed.wait().context("could not read what the relay says of the bundle")? {
+        Some(ImportResult::Imported(done)) => {
+            println!(
+                "{} imported: {} new chunks, {} that the relay had",
+                done.release, done.new_chunks, done.held_chunks
+            );
+            Ok(())
+        }
+        Some(ImportResult::Refused(reason)) => anyhow::bail!("not imported: {reason}"),
+        None => {
+            println!("no relay runs on {}: it imports the bundle when it is started", config.data.display());
+            Ok(())
+        }
+    }
+}
+
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     distd_peer::process::raise_open_files();
@@ -96,8 +142,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Command::Run(args) = cli.command;
-    match runtime.block_on(run(args)) {
+    let done = match cli.command {
+        Command::Run(args) => runtime.block_on(run(args)),
+        Command::Import(args) => import(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

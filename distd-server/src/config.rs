@@ -32,6 +32,10 @@ pub const PLACE_KEYS: [&str; 5] = ["data", "db", "store", "keys", "signer"];
 /// lasts ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
 
+/// Bounds of the validity of the metadata in a bundle, seconds: that of metadata which devices
+/// poll, and what a role below the snapshot has left when it is signed again.
+const BUNDLE_SECONDS: std::ops::RangeInclusive<u64> = 24 * 3600..=30 * 24 * 3600;
+
 /// Validity that a capability may have, seconds.
 const CAPABILITY_SECONDS: std::ops::RangeInclusive<u64> = 10..=7 * 24 * 3600;
 
@@ -84,6 +88,8 @@ pub struct Values {
     pub cert_validity: Duration,
     /// Validity of the capabilities of nodes.
     pub capability_validity: Duration,
+    /// Longest validity of the metadata in a bundle.
+    pub bundle_validity: Duration,
     /// zstd level for files that the origin cuts.
     pub zstd_level: i32,
     /// Whether patches are made.
@@ -111,7 +117,8 @@ pub struct Values {
 impl Default for Values {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from(([0u16; 8], port));
-        let Tuning { cert_validity, capability_validity, patches, limits, .. } = Tuning::default();
+        let Tuning { cert_validity, capability_validity, bundle_validity, patches, limits, .. } =
+            Tuning::default();
         let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = patches;
         let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = limits;
         Self {
@@ -129,6 +136,7 @@ impl Default for Values {
             ddi_url: String::new(),
             ddi_poll: DDI_POLL,
             cert_validity,
+            bundle_validity,
             capability_validity,
             zstd_level: LEVEL_DEFAULT,
             patches: enabled,
@@ -301,6 +309,17 @@ pub const TABLE: Table<Values> = Table {
             help: "Longest time for which a node keeps a right that was withdrawn, `10s` to `7d`",
             set: |s, text| parse_capability_validity(text).map(|validity| s.capability_validity = validity),
             show: |s| Shown::Text(format!("{}s", s.capability_validity.as_secs())),
+        },
+        Setting {
+            key: "bundle_validity",
+            option: "bundle-validity",
+            variable: "DISTD_SERVER_BUNDLE_VALIDITY",
+            value: "DURATION",
+            several: false,
+            default: "`24h`",
+            help: "Longest time for which the metadata in a bundle may be valid, `24h` to `30d`",
+            set: |s, text| parse_bundle_validity(text).map(|validity| s.bundle_validity = validity),
+            show: |s| Shown::Text(format!("{}s", s.bundle_validity.as_secs())),
         },
         Setting {
             key: "zstd_level",
@@ -573,7 +592,9 @@ impl Settings {
         if let KeyHolder::ThisProcess(keys) = &places.keys {
             let keys = keys.display().to_string();
             let validity = format!("{}s", self.cert_validity.as_secs());
-            let arguments = ["signer", "--keys", &keys, "--cert-validity", &validity];
+            let bundles = format!("{}s", self.bundle_validity.as_secs());
+            let arguments =
+                ["signer", "--keys", &keys, "--cert-validity", &validity, "--bundle-validity", &bundles];
             let link = SignerLink::start(program, arguments.map(str::to_owned).to_vec());
             places.keys = KeyHolder::Signer(Arc::new(link));
         }
@@ -601,6 +622,7 @@ impl Settings {
             hosts: self.name.clone(),
             cert_validity: self.cert_validity,
             capability_validity: self.capability_validity,
+            bundle_validity: self.bundle_validity,
             zstd_level: self.zstd_level,
             patches: PatchOptions {
                 enabled: self.patches,
@@ -636,6 +658,15 @@ pub fn parse_validity(text: &str) -> Result<Duration, String> {
 pub fn parse_capability_validity(text: &str) -> Result<Duration, String> {
     let validity = duration(text).filter(|validity| CAPABILITY_SECONDS.contains(&validity.as_secs()));
     validity.ok_or_else(|| "is no duration between 10s and 7d, as in 15m".to_owned())
+}
+
+/// Parses the longest validity of the metadata in a bundle, as in `14d`.
+///
+/// # Errors
+/// The end of a sentence about the text.
+pub fn parse_bundle_validity(text: &str) -> Result<Duration, String> {
+    let validity = duration(text).filter(|validity| BUNDLE_SECONDS.contains(&validity.as_secs()));
+    validity.ok_or_else(|| "is no duration between 24h and 30d, as in 14d".to_owned())
 }
 
 /// Whether two listeners of one protocol want the same port of the same address.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
-use distd_server::config::{self, ENV_CONFIG, Settings, parse_validity};
+use distd_server::config::{self, ENV_CONFIG, Settings, parse_bundle_validity, parse_validity};
 use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::{OwnerError, Places};
 use distd_server::run::{self, Overtaken, Running, STOP};
@@ -75,6 +75,10 @@ enum Command {
         /// is at most this.
         #[arg(long, value_name = "DURATION", default_value = "24h")]
         cert_validity: String,
+        /// Longest validity of the metadata in a bundle; the origin's setting of that name is at
+        /// most this.
+        #[arg(long, value_name = "DURATION", default_value = "24h")]
+        bundle_validity: String,
     },
     /// Print the realm's public OpenPGP key, with which update clients such as systemd-sysupdate
     /// verify SHA256SUMS. The key is made at the first need. The origin may run.
@@ -455,13 +459,15 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 /// Runs as the signer, in one thread.
-fn sign(keys: &Path, cert_validity: &str) -> anyhow::Result<()> {
+fn sign(keys: &Path, cert_validity: &str, bundle_validity: &str) -> anyhow::Result<()> {
     // No other process of this user may read the keys out of this one's memory, and no core file
     // may hold them.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .context("could not keep the keys out of core files")?;
-    let validity = parse_validity(cert_validity).map_err(anyhow::Error::msg)?;
-    Ok(signer::run(keys, validity.as_secs())?)
+    let nodes = parse_validity(cert_validity).map_err(anyhow::Error::msg)?;
+    let bundles = parse_bundle_validity(bundle_validity).map_err(anyhow::Error::msg)?;
+    let validity = signer::Validity { node_seconds: nodes.as_secs(), bundle_seconds: bundles.as_secs() };
+    Ok(signer::run(keys, validity)?)
 }
 
 fn main() -> ExitCode {
@@ -472,8 +478,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    if let Command::Signer { keys, cert_validity } = &cli.command {
-        return match sign(keys, cert_validity) {
+    if let Command::Signer { keys, cert_validity, bundle_validity } = &cli.command {
+        return match sign(keys, cert_validity, bundle_validity) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("error: {error:#}");

@@ -29,7 +29,7 @@ url=$(sed -n 's/^gateway on //p' "$work/agent.out")os/stable/image
 wait_for 600 test -e "$realm_dir/till/gateway/os/1/image.distd"
 
 admin -q push "$new" --product os --version 2
-while admin --json patch ls os | grep -qE '"(waiting|making)"'; do sleep 1; done
+while admin --json patch ls os | grep -qE '"(queued|building)"'; do sleep 1; done
 before=$(origin_served)
 admin -q channel set os:stable 2
 wait_for 600 test -e "$realm_dir/till/gateway/os/2/image.distd"

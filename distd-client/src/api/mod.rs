@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::api::{
-    Channel, ChannelApproval, ChannelHistory, ChannelList, DdiTokenList, FileName, JoinTokenList,
-    MadeDdiToken, MadeJoinToken, MadeToken, Move, NewDdiToken, NewJoinToken, NewToken, NodeList, PatchSet,
-    PatchSetList, Product, ProductList, Release, ReleaseList, RevokeNode, RevokedNode, Token, TokenList,
-    Wanted,
+    BundleMetadata, Channel, ChannelApproval, ChannelHistory, ChannelList, DdiTokenList, FileName,
+    JoinTokenList, MadeDdiToken, MadeJoinToken, MadeToken, Move, NewBundleMetadata, NewDdiToken,
+    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release, ReleaseList,
+    RevokeNode, RevokedNode, Token, TokenList, Wanted,
 };
+use distd_core::names::Name;
 use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
 use distd_peer::trust::token::ApiToken;
@@ -196,6 +197,17 @@ impl Api {
     /// Returns one release.
     pub(crate) async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
         self.get(&["v1", "products", product, "releases", version]).await
+    }
+
+    /// Has metadata signed for a bundle with a release.
+    pub(crate) async fn sign_for_bundle(
+        &self,
+        product: &Name,
+        version: &Name,
+        wanted: &NewBundleMetadata,
+    ) -> Result<BundleMetadata, ApiError> {
+        let path = ["v1", "products", product.as_str(), "releases", version.as_str(), "bundle"];
+        self.with_body(Method::POST, &path, wanted).await
     }
 
     /// Returns one channel.

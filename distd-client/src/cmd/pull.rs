@@ -38,6 +38,13 @@ pub(crate) struct Sources {
     /// An earlier artifact to copy chunks from; repeat for more.
     #[arg(long, value_name = "OLD")]
     seed: Vec<PathBuf>,
+    /// A bundle to get the release from, made by distd export; no parent and no neighbour is asked.
+    #[arg(long, value_name = "BUNDLE", conflicts_with = "parents")]
+    from: Option<PathBuf>,
+    /// File with the root metadata of the bundle's realm, as its origin serves it under
+    /// /tuf/1.root.json, for a machine that is not enrolled there.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    root: Option<PathBuf>,
     /// When to use patches that need much processor time: bytes always, time if they pay off on a
     /// gigabit link, auto if they pay off at the link's measured rate.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
@@ -87,7 +94,7 @@ impl Sources {
         let settings = context.settings(&self.settings.line)?;
         let sharing = Sharing::of(&settings).with_class(class);
         let outbound = settings.outbound(sharing.connectivity)?;
-        Ok(PullRequest {
+        let request = PullRequest {
             installed: Installed::Remembered,
             asks_for_turns: false,
             passing_failures: BTreeMap::new(),
@@ -105,7 +112,12 @@ impl Sources {
             sharing: if self.no_share { sharing.off() } else { sharing },
             outbound,
             news: None,
-        })
+            bundle: None,
+        };
+        match &self.from {
+            Some(bundle) => request.from_bundle(bundle, self.root.as_deref()),
+            None => Ok(request),
+        }
     }
 }
 

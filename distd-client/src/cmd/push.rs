@@ -7,7 +7,7 @@ use distd_core::names::Name;
 use distd_core::packing::LEVEL_DEFAULT;
 
 use crate::context::{ApiArgs, Context};
-use crate::push::{PushRequest, push};
+use crate::push::{Outcome, PushRequest, push};
 use crate::shown::ShownProgress;
 
 /// Make a release of a file, a block device or a directory.
@@ -43,7 +43,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let request = PushRequest { path, product, version, level, channel };
     let progress = Arc::new(ShownProgress::new(context.output()));
     let outcome = push(&api, &request, progress).await?;
-    context.output().result(&outcome, |outcome| outcome.summary())?;
+    show(context, &outcome)
+}
+
+/// Prints what was pushed, and warns of what was left out.
+pub(super) fn show(context: &Context, outcome: &Outcome) -> anyhow::Result<()> {
+    context.output().result(outcome, |outcome| outcome.summary())?;
     for what in outcome.left_out() {
         context.output().note(&format!("warning: {what} were left out"));
     }

@@ -202,6 +202,7 @@ impl Step {
             sharing,
             outbound: self.request.outbound.clone(),
             news: Some(self.news.clone()),
+            bundle: None,
         })
     }
 

@@ -205,6 +205,7 @@ impl PulledReleases {
             sharing: self.request.sharing.clone(),
             outbound: self.request.outbound.clone(),
             news: Some(self.news.clone()),
+            bundle: None,
         })
     }
 

@@ -31,14 +31,35 @@ use super::request::{PATCH_FILES, PullRequest, TRANSIENT_FILE};
 use super::seeds::Seeds;
 use super::sink::TargetSink;
 use super::target::{self, Target};
-use super::wanted::Session;
+use super::wanted::{PATIENCE, Session};
 use crate::disk::side;
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, cause_of};
 use crate::progress::{self, Progress};
 use crate::share::Published;
 
 /// Pause after chunks that a reader waits for could not be fetched: the pull itself goes on.
 const URGENT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Which patches a round of a pull uses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patches {
+    /// Those that cost less than they save.
+    WorthIt,
+    /// All that make a wanted chunk.
+    All,
+}
+
+/// Nothing came for a while.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing came for {} s", PATIENCE.as_secs())]
+struct Silent;
+
+/// Whether chunks did not come because nobody has them, or nobody sends them.
+fn is_unavailable(error: &anyhow::Error) -> bool {
+    let unavailable = cause_of::<FetchError>(error)
+        .is_some_and(|error| matches!(error, FetchError::Unavailable { is_shut_out: false, .. }));
+    unavailable || cause_of::<Silent>(error).is_some()
+}
 
 /// Interval at which progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
@@ -222,7 +243,7 @@ impl Job {
             missing.extend(copying.await?.map_err(write_failed)?.failed);
         }
         let placer = self.placer(&missing);
-        self.fetch(session, &placer, &placer.ids(), None).await
+        self.fetch(session, &placer, &placer.ids(), (None, None)).await
     }
 
     fn is_done(&self, position: Position) -> bool {
@@ -274,7 +295,7 @@ impl Job {
                     "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
-                self.fetch(session, &placer, &placer.ids(), None).await?;
+                self.fetch(session, &placer, &placer.ids(), (None, None)).await?;
             }
             anyhow::Ok(())
         };
@@ -323,24 +344,47 @@ impl Job {
     }
 
     /// Gets the chunks that no seed has: by patches as far as these save bytes, the rest by
-    /// fetching.
+    /// fetching. Chunks that nobody has are made by patches that were not worth it: a relay without
+    /// an uplink may have nothing but patches.
     async fn bring(&self, session: &Session, missing: &[Position]) -> anyhow::Result<()> {
         if missing.is_empty() {
             return Ok(());
         }
+        if self.offers.sets.is_empty() {
+            let placer = self.placer(missing);
+            return self.fetch(session, &placer, &placer.ids(), (None, None)).await;
+        }
+        match self.bring_by(session, missing, Patches::WorthIt).await {
+            Err(error) if is_unavailable(&error) => {
+                let left: Vec<Position> =
+                    missing.iter().copied().filter(|position| !self.is_done(*position)).collect();
+                tracing::info!(chunks = left.len(), "nobody has some chunks; making them by patches");
+                self.bring_by(session, &left, Patches::All).await
+            }
+            done => done,
+        }
+    }
+
+    async fn bring_by(
+        &self,
+        session: &Session,
+        missing: &[Position],
+        patches: Patches,
+    ) -> anyhow::Result<()> {
         let placer = self.placer(missing);
         let wanted = placer.ids();
-        if self.offers.sets.is_empty() {
-            return self.fetch(session, &placer, &wanted, None).await;
-        }
+        let patience = (patches == Patches::WorthIt).then_some(PATIENCE);
         let tables = [self.table.clone(), self.seed_table.clone()];
         // Chunks of the artifact that are not missing are in place and count as held.
         let held_here = |id| {
             held(&self.index, &tables, id).is_some()
                 || (self.table.get(id).is_some() && placer.entry(id).is_none())
         };
-        let choice =
-            self.offers.choose(&wanted, held_here, |set, patch| self.payloads[set].is_here(patch), self.link);
+        let is_here = |set: usize, patch| self.payloads[set].is_here(patch);
+        let choice = match patches {
+            Patches::WorthIt => self.offers.choose(&wanted, held_here, is_here, self.link),
+            Patches::All => self.offers.choose_at_hand(&wanted, held_here, is_here),
+        };
         let arrivals = Arc::new(Arrivals::default());
         for at in choice.patches.iter().filter(|at| self.payloads[at.set].is_here(at.patch)) {
             arrivals.payload(*at);
@@ -361,7 +405,7 @@ impl Job {
             work.transient.remove();
             applied
         });
-        let chunks = self.fetch(session, &placer, &choice.chunks, Some(&arrivals));
+        let chunks = self.fetch(session, &placer, &choice.chunks, (Some(&arrivals), patience));
         let payloads = self.fetch_payloads(session, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
         // Payloads and bases that have not arrived by now will not arrive.
@@ -375,7 +419,7 @@ impl Job {
                 chunks = applied.missing.len(),
                 "patches failed; fetching their chunks"
             );
-            self.fetch(session, &placer, &applied.missing, None).await?;
+            self.fetch(session, &placer, &applied.missing, (None, None)).await?;
         }
         Ok(())
     }
@@ -409,13 +453,14 @@ impl Job {
         }
     }
 
-    /// Fetches chunks and puts them in place.
+    /// Fetches chunks and puts them in place. `patience`: how long nothing at all may come, if
+    /// there is another way.
     async fn fetch(
         &self,
         session: &Session,
         placer: &Arc<Placer>,
         ids: &[ChunkId],
-        arrivals: Option<&Arc<Arrivals>>,
+        (arrivals, patience): (Option<&Arc<Arrivals>>, Option<Duration>),
     ) -> anyhow::Result<()> {
         if ids.is_empty() {
             return Ok(());
@@ -426,8 +471,12 @@ impl Job {
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
         let placed = placer.placed_bytes(ids.iter().copied());
         let published = self.published.first().and_then(Option::as_ref);
-        let result =
-            session.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published).await;
+        let fetching = session.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published);
+        let arrived = || sink.chunk_bytes.load(Ordering::Relaxed) + self.patch_bytes();
+        let result = tokio::select! {
+            result = fetching => Some(result),
+            () = session.silent_for(patience, arrived) => None,
+        };
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.fetched_bytes += distinct;
@@ -436,14 +485,10 @@ impl Job {
             counts.repeated_bytes += placer.repeated_bytes() - repeated_before;
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
         }
+        let Some(result) = result else { return Err(Silent.into()) };
         result.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),
-            // The caller's message has the advice for a device that is shut out.
-            FetchError::Unavailable { is_shut_out: true, .. } => Failure::new(Code::Refused, error.into()).into(),
-            FetchError::Unavailable { .. } => {
-                let next = "check that a parent runs and reaches the origin, then run the same command again: it resumes";
-                Failure::new(Code::Network, error.into()).next(next).into()
-            }
+            error => not_fetched(session, error),
         })
     }
 
@@ -533,6 +578,15 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
         tracing::warn!(error, "could not write the journal of the pull");
     }
     Ok(())
+}
+
+/// Failure of a fetch whose sink did not fail.
+pub(super) fn not_fetched(session: &Session, error: FetchError) -> anyhow::Error {
+    // The caller's message has the advice for a device that is shut out.
+    if matches!(error, FetchError::Unavailable { is_shut_out: true, .. }) {
+        return Failure::new(Code::Refused, error.into()).into();
+    }
+    Failure::new(Code::Network, error.into()).next(session.advice()).into()
 }
 
 fn write_failed(error: io::Error) -> anyhow::Error {

@@ -7,16 +7,19 @@
 //! `staging` where a directory is built; `journal` records progress across kills. `copy`, `sink`
 //! and `patches` fill the target through `place`. `job` is the state of one pull, `arriving`
 //! what a reader sees of it, `run` the
-//! sequence of its steps, `plan` the forecast of its work, and `report` its result.
+//! sequence of its steps, `plan` the forecast of its work, and `report` its result. `export` puts
+//! what a pull would fetch into a bundle; `bundles` opens one for a pull.
 
 mod arriving;
 mod attributes;
+mod bundles;
 mod check;
 mod clean;
 mod compare;
 mod copy;
 mod downgrade;
 mod entries;
+mod export;
 mod job;
 mod journal;
 mod kept;
@@ -42,14 +45,16 @@ mod verify;
 mod wanted;
 
 pub use arriving::Arriving;
+pub use bundles::{name_of, open as open_bundle, timestamp_ends};
 pub use clean::clean;
 pub use downgrade::{Downgrade, Refused};
 pub(crate) use downgrade::{version_at, went_back};
+pub use export::{ExportRequest, Exported, SignForBundle, export};
 pub(crate) use kept::remove_side_files;
 pub use kept::{Kept, read_kept_manifest};
 pub use patches::Aim;
 pub use plan::plan;
-pub use request::{Installed, LABELS_FRESH, PullRequest};
+pub use request::{BundleSource, Installed, LABELS_FRESH, PullRequest};
 pub(crate) use run::ask_turn;
 pub use run::{Look, look, pull, pull_watched};
 pub(crate) use seeds::{SeedFile, open_artifact};

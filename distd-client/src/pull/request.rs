@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::{Name, Wanted};
 use distd_core::patch::ROUTE_LEGS_MAX;
-use distd_peer::net::Outbound;
+use distd_peer::bundle::{self, Bundle};
+use distd_peer::net::{Outbound, Transport};
 use distd_peer::news::Newsroom;
 
+use super::bundles;
 use super::downgrade::Downgrade;
 use super::kept;
 use super::patches::Aim;
@@ -89,6 +92,19 @@ pub struct PullRequest {
     /// News of the agent in this process. Without it the device obeys the halt notices that its
     /// agent has kept.
     pub news: Option<Arc<Newsroom>>,
+    /// Bundle that is the only parent, if there is one: chunks and patches that it lacks cannot be
+    /// had.
+    pub bundle: Option<BundleSource>,
+}
+
+/// A bundle that a release is taken from.
+#[derive(Clone, Debug)]
+pub struct BundleSource {
+    /// The bundle.
+    pub bundle: Arc<Bundle>,
+    /// Root metadata of the bundle's realm, for a device that is not of that realm; `None`: the
+    /// device's own.
+    pub root: Option<Bytes>,
 }
 
 impl PullRequest {
@@ -101,12 +117,31 @@ impl PullRequest {
     /// [`Code::Usage`](crate::failure::Code::Usage) when `client.toml` or `out` is unusable.
     pub fn new(data: &Path, wanted: Wanted, out: &Path) -> anyhow::Result<Self> {
         let settings = Settings::of_file(data).map_err(Failure::from)?;
+        Self::without_target(data, wanted, &settings)?.to(out)
+    }
+
+    /// Sets the target.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`](crate::failure::Code::Local) or
+    /// [`Code::Usage`](crate::failure::Code::Usage) when `out` is unusable.
+    pub fn to(self, out: &Path) -> anyhow::Result<Self> {
         let target = ArtifactPath::target(out).map_err(Failure::from)?;
-        let sharing = Sharing::of(&settings);
+        Ok(Self { out: target.path().to_owned(), target: Some(target), ..self })
+    }
+
+    /// Requests `wanted` by these settings of the device whose state directory is `data`, to be
+    /// resolved and not put anywhere.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`](crate::failure::Code::Usage) when the settings of the way to
+    /// the parents are unusable.
+    pub fn without_target(data: &Path, wanted: Wanted, settings: &Settings) -> anyhow::Result<Self> {
+        let sharing = Sharing::of(settings);
         Ok(Self {
             wanted,
-            out: target.path().to_owned(),
-            target: Some(target),
+            out: PathBuf::new(),
+            target: None,
             seeds: Vec::new(),
             outbound: settings.outbound(sharing.connectivity)?,
             parents: settings.parents.clone(),
@@ -121,7 +156,28 @@ impl PullRequest {
             view_memory: settings.view_memory(),
             sharing,
             news: None,
+            bundle: None,
         })
+    }
+
+    /// Makes the bundle at `path` the only parent, and touches no network. With `root`, a file with
+    /// the root metadata of the bundle's realm, this device need not be of that realm; what it
+    /// remembers of the realm is kept apart.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Integrity`] when the file is damaged, with [`Code::Usage`] when it is
+    /// the bundle of another release, with [`Code::Local`] when a file cannot be read.
+    pub fn from_bundle(mut self, path: &Path, root: Option<&Path>) -> anyhow::Result<Self> {
+        let bundle = Arc::new(bundles::open(path)?);
+        bundles::check_wanted(bundle.head(), &self.wanted, path)?;
+        let root = root.map(bundles::read_root).transpose()?;
+        if let Some(root) = &root {
+            self.data = bundles::data_of_root(&self.data, root)?;
+        }
+        self.outbound = Outbound::direct(Transport::default());
+        self.parents = vec![bundle::add_parent(&self.outbound, path, bundle.clone())];
+        self.bundle = Some(BundleSource { bundle, root });
+        Ok(self.unshared())
     }
 
     /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.

@@ -20,7 +20,7 @@ use super::downgrade::{self, PendingRelease, Refused, Step, When};
 use super::job::Job;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
-use super::request::{Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
+use super::request::{BundleSource, Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
 use super::seeds::Seeds;
 use super::wanted::{About, Session};
 use super::{kept, ours, target, there};
@@ -59,7 +59,7 @@ pub(super) fn received(session: &Session) -> u64 {
 
 /// Largest size of patch sets that may also provide the manifest, in bytes. With larger changes,
 /// manifest nodes are a small part of the transfer. A guess.
-const SMALL_SET: u64 = 4 << 20;
+pub(super) const SMALL_SET: u64 = 4 << 20;
 
 /// The realm, and the release that was resolved.
 pub(super) struct Asked {
@@ -90,13 +90,25 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
 }
 
 /// Checks the target and opens the connections to the realm.
-async fn open(request: &PullRequest) -> anyhow::Result<Session> {
+pub(super) async fn open(request: &PullRequest) -> anyhow::Result<Session> {
     if let Some(target) = request.target.clone() {
         let data = request.data.clone();
         tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
     }
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-    Session::open(&request.data, parents, &request.sharing, outbound, request.news.clone()).await
+    match &request.bundle {
+        Some(BundleSource { bundle, root: Some(root) }) => {
+            Ok(Session::of_root(&request.data, parents, root, outbound)?.of_bundle(bundle.clone()))
+        }
+        from => {
+            let (sharing, news) = (&request.sharing, request.news.clone());
+            let session = Session::open(&request.data, parents, sharing, outbound, news).await?;
+            Ok(match from {
+                Some(source) => session.of_bundle(source.bundle.clone()),
+                None => session,
+            })
+        }
+    }
 }
 
 /// Resolves the wanted release.
@@ -250,11 +262,21 @@ pub(super) async fn prepare(
     let asked = Instant::now();
     let mut rebuilt = None;
     let mut offers = Arc::new(Offers::default());
+    // A bundle has the nodes.
     if small
         && known.is_none()
+        && request.bundle.is_none()
         && let Some(files) = &files
     {
-        offers = Arc::new(Offers::fetch(&session, &route, (request.aim, request.view_memory)).await);
+        offers = Arc::new(
+            Offers::fetch(
+                &session,
+                &route,
+                (request.aim, request.view_memory),
+                request.bundle.as_ref().map(|source| &*source.bundle),
+            )
+            .await,
+        );
         match rebuild(&session, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
             Err(error) => {
@@ -279,7 +301,12 @@ pub(super) async fn prepare(
                 // Fetch both concurrently: neither needs the other.
                 let (manifest, fetched) = tokio::join!(
                     manifest,
-                    Offers::fetch(&session, &route, (request.aim, request.view_memory))
+                    Offers::fetch(
+                        &session,
+                        &route,
+                        (request.aim, request.view_memory),
+                        request.bundle.as_ref().map(|source| &*source.bundle)
+                    )
                 );
                 offers = Arc::new(fetched);
                 manifest?

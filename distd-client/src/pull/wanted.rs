@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
@@ -15,17 +15,21 @@ use distd_core::proto::close::CloseCode;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_core::{ManifestId, NodeId};
+use distd_peer::bundle::Bundle;
+use distd_peer::capabilities::Capabilities;
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
-use distd_peer::net::{MeterReading, Outbound, close_code};
+use distd_peer::net::{Dialer, MeterReading, Outbound, close_code};
 use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
 use distd_peer::random;
 use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::halt;
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::report::ReportSigner;
 use distd_peer::trust::statement::{self, StatementQuestion};
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
@@ -33,10 +37,22 @@ use distd_peer::trust::turn::TurnQuestion;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 
+use super::bundles;
 use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use super::request::PullRequest;
+use super::run::received;
 use crate::failure::{Code, Failure, is_shut_out};
 use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
+
+/// Interval of looks at whether something was received.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long nothing may come before another way to the same chunks is tried. A relay says after 10 s
+/// that its parent sends nothing.
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Bytes that peers send about chunks that they do not have, within the patience of a pull.
+const SMALL_TALK: u64 = 8 << 10;
 
 /// Time limit for closing the connections.
 const LEAVE: Duration = Duration::from_millis(200);
@@ -60,12 +76,15 @@ pub(super) struct Session {
     signer: ReportSigner,
     ca: CertificateDer<'static>,
     data: PathBuf,
-    endpoint: Endpoint,
+    /// Endpoint of a node of the realm.
+    endpoint: Option<Endpoint>,
     /// The exchange with neighbours; `None` when it is off.
     lateral: Option<Arc<Lateral>>,
     download: Option<Arc<Throttle>>,
     /// News of the agent in this process.
     news: Option<Arc<Newsroom>>,
+    /// The bundle that is the only parent, if there is one.
+    bundle: Option<Arc<Bundle>>,
 }
 
 impl Session {
@@ -99,11 +118,63 @@ impl Session {
             signer,
             ca,
             data: data.to_owned(),
-            endpoint,
+            endpoint: Some(endpoint),
             lateral,
             download: sharing.download(),
             news,
+            bundle: None,
         })
+    }
+
+    /// Prepares to dial `parents`, which are inside this process, as a device of no realm that
+    /// trusts the root metadata `root`. What it remembers is in `data`.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Refused`] when `root` is no root metadata.
+    pub(super) fn of_root(
+        data: &Path,
+        parents: Vec<String>,
+        root: &[u8],
+        outbound: Arc<Outbound>,
+    ) -> anyhow::Result<Self> {
+        let refused = Failure::refused;
+        let identity = NodeIdentity::load_or_create(data).map_err(|e| refused(e.into()))?;
+        let dialer = Dialer::local(outbound).map_err(|e| Failure::new(Code::Local, e.into()))?;
+        let quarantine = Arc::new(Quarantine::load(&data.join("quarantine.json")));
+        // No statement, turn, notice or capability of this realm verifies, and none is asked for.
+        let ca = CertificateDer::from(Vec::new());
+        let node = identity.node_id();
+        let capabilities = Capabilities::load(node, ca.clone(), &data.join("capabilities"));
+        Ok(Self {
+            parents: Arc::new(Parents::new(dialer, parents, quarantine, capabilities)),
+            tuf: TufClient::open(data, root).map_err(|e| refused(e.into()))?,
+            node,
+            signer: ReportSigner::new(&identity).map_err(|e| refused(e.into()))?,
+            ca,
+            data: data.to_owned(),
+            endpoint: None,
+            lateral: None,
+            download: None,
+            news: None,
+            bundle: None,
+        })
+    }
+
+    /// Says that the only parent is a bundle.
+    pub(super) fn of_bundle(mut self, bundle: Arc<Bundle>) -> Self {
+        self.bundle = Some(bundle);
+        self
+    }
+
+    /// What to do when chunks or nodes could not be had.
+    pub(super) fn advice(&self) -> String {
+        match &self.bundle {
+            Some(bundle) => bundles::advice(bundle.head()),
+            None => {
+                "check that a parent runs and reaches the origin, then run the same command again: it resumes"
+                    .to_owned()
+            }
+        }
     }
 
     /// Id of this device.
@@ -146,14 +217,18 @@ impl Session {
     /// Closes all connections.
     pub(super) async fn close(&self) {
         self.parents.close();
-        self.endpoint.close(close_code(CloseCode::Done), b"");
+        let Some(endpoint) = &self.endpoint else { return };
+        endpoint.close(close_code(CloseCode::Done), b"");
         // The close packet is sent or lost; this device need not know which.
-        let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(LEAVE, endpoint.wait_idle()).await;
     }
 
     /// Asks for this device's capabilities for the releases to which `wanted` and a pin of the
     /// device may lead.
     pub(super) async fn ask_capabilities(&self, wanted: &Wanted, statement: Option<&NodeStatement>) {
+        if self.endpoint.is_none() {
+            return;
+        }
         let pinned = statement.and_then(|statement| pinned_target(statement, wanted));
         let targets = [wanted.target_name()].into_iter().chain(pinned).collect();
         self.parents.ask_capabilities(Vec::new(), targets).await;
@@ -165,7 +240,8 @@ impl Session {
     pub(super) async fn statement(&self, request: &PullRequest) -> Option<NodeStatement> {
         let (has, age) = statement::kept(&self.data, &self.node, &self.ca).unzip();
         let is_fresh = age.is_some_and(|age| age < request.labels_fresh);
-        if is_fresh || !matches!(request.wanted, Wanted::Channel { .. }) {
+        // A bundle cannot ask the realm.
+        if is_fresh || self.bundle.is_some() || !matches!(request.wanted, Wanted::Channel { .. }) {
             return has;
         }
         let question = StatementQuestion::new(self.node, has.as_ref().map(NodeStatement::digest)).encode();
@@ -258,7 +334,7 @@ impl Session {
     }
 
     /// Resolves `wanted` by signed metadata. A parent whose answer does not verify is skipped.
-    async fn resolve_signed(
+    pub(super) async fn resolve_signed(
         &self,
         wanted: &Wanted,
         also: &[String],
@@ -321,10 +397,23 @@ impl Session {
         {
             return Ok(manifest);
         }
-        let next = "check that the parent runs and reaches the origin, then run the same command again";
         // A parent that refuses this device did answer.
         let code = if last.chain().any(is_shut_out) { Code::Refused } else { Code::Network };
-        Err(Failure::new(code, last.context("could not get the manifest")).next(next).into())
+        Err(Failure::new(code, last.context("could not get the manifest")).next(self.advice()).into())
+    }
+
+    /// Returns when nothing has come for a time; never without one. `arrived` counts the bytes of
+    /// chunks; a chunk that is on its way counts too.
+    pub(super) async fn silent_for(&self, patience: Option<Duration>, arrived: impl Fn() -> u64) {
+        let Some(patience) = patience else { return std::future::pending().await };
+        let (mut before, mut wire, mut since) = (arrived(), received(self), Instant::now());
+        while since.elapsed() < patience {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let (now, on_wire) = (arrived(), received(self));
+            if now != before || on_wire > wire + SMALL_TALK {
+                (before, wire, since) = (now, on_wire, Instant::now());
+            }
+        }
     }
 
     /// Fetches chunks of a manifest into `sink` from the parents, and from neighbours if the

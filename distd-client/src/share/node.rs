@@ -53,14 +53,20 @@ impl DeviceNode {
             let next = "name one with --parent HOST:PORT, or enrol with --parent so that it is remembered";
             return Err(Failure::new(Code::Usage, anyhow!("no parent to ask")).next(next).into());
         }
-        let parents = sharing.connectivity.allowed(parents);
+        let (mut parents, others): (Vec<_>, Vec<_>) =
+            parents.into_iter().partition(|parent| outbound.is_local(parent));
+        let asks_nobody = others.is_empty() && !parents.is_empty();
+        parents.extend(sharing.connectivity.allowed(others));
         let mut identity = NodeIdentity::load_or_create(data).map_err(|e| Failure::refused(e.into()))?;
         if identity.cert().is_none() {
             let error = anyhow!("this device is not enrolled (looked in {})", data.display());
             let next = "enrol it: distd enroll --parent HOST:PORT --token-file FILE";
             return Err(Failure::new(Code::Refused, error).next(next).into());
         }
+        // What comes from a file is verified by the realm's signatures, whoever this device is by
+        // now.
         if identity.needs_renewal(unix_now())
+            && !asks_nobody
             && let Err(error) = enrollment::renew(&mut identity, &parents, &outbound).await
         {
             // The old certificate is good until it expires; offline, nobody asks for one.

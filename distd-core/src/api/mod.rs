@@ -8,6 +8,7 @@
 //! newer origins have, and older clients or origins do not, has a default.
 
 mod audit;
+mod bundles;
 mod channels;
 mod ddi;
 mod error;
@@ -27,6 +28,7 @@ mod why;
 mod word;
 
 pub use audit::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
+pub use bundles::{BundleMetadata, NewBundleMetadata};
 pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelApproval, ChannelChange, ChannelHistory, ChannelList,
     Move,

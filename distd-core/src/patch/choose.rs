@@ -37,6 +37,9 @@ pub enum Optimize {
         /// Bytes that the link carries in a second.
         link: u64,
     },
+    /// Chunks fetched: every patch whose payload is at hand is used. A payload of `u32::MAX` bytes
+    /// is not at hand.
+    AtHand,
 }
 
 /// Conditions of a choice.
@@ -62,6 +65,16 @@ impl Terms {
 }
 
 impl Optimize {
+    /// Whether a payload of this length can be had.
+    fn is_there(self, payload: u64) -> bool {
+        self != Self::AtHand || payload < u64::from(u32::MAX)
+    }
+
+    /// Whether a patch saves less than it costs.
+    fn is_dear(self, saved: u64, payload: u64, patch: &SetPatch) -> bool {
+        self != Self::AtHand && saved <= payload.saturating_add(self.work(patch))
+    }
+
     /// Cost of applying a patch, expressed in bytes of the link.
     fn work(self, patch: &SetPatch) -> u64 {
         let Self::Time { link } = self else { return 0 };
@@ -158,7 +171,7 @@ pub fn choose(
             let patches = offer.patches.iter().zip(offer.payloads).enumerate();
             patches.map(move |(patch, (body, payload))| (PatchRef { set, patch }, body, u64::from(*payload)))
         })
-        .filter(|(_, patch, _)| terms.allow(patch))
+        .filter(|(_, patch, payload)| terms.allow(patch) && terms.optimize.is_there(*payload))
         .collect();
 
     // Forwards: which patches can be applied at all, and which chunks that are not wanted do they
@@ -192,7 +205,7 @@ pub fn choose(
         // All targets cost `packed` as chunks; count the share of the needed ones.
         let total = patch.target_bytes() as u64;
         let saved = (u128::from(patch.packed) * u128::from(needed_bytes) / u128::from(total.max(1))) as u64;
-        if needed.is_empty() || (!must && saved <= payload.saturating_add(terms.optimize.work(patch))) {
+        if needed.is_empty() || (!must && terms.optimize.is_dear(saved, *payload, patch)) {
             continue;
         }
         for id in &needed {
@@ -267,6 +280,17 @@ mod tests {
         let sets = [vec![patch(&[1], &[200, 201, 202, 203], 1000)]];
         assert_eq!(run(&[200], &sets, &[vec![300]]).chunks, ids(&[200]));
         assert_eq!(numbers(&run(&[200, 201], &sets, &[vec![300]])), [(0, 0)]);
+    }
+
+    #[test]
+    fn every_payload_at_hand_is_used_and_no_other() {
+        let patches = vec![patch(&[1], &[200, 201], 10), patch(&[2], &[202], 900)];
+        let offers = [Offer { patches: &patches, payloads: &[0, u32::MAX] }];
+        // As a part of the first patch's targets, 201 saves less than a byte.
+        let choice = choose(&ids(&[201, 202]), |id| id.0 < 100, &offers, Optimize::AtHand);
+        assert_eq!((numbers(&choice), choice.chunks), (vec![(0, 0)], ids(&[202])));
+        let choice = choose(&ids(&[200]), |id| id.0 < 100, &offers, Optimize::AtHand);
+        assert_eq!(numbers(&choice), [(0, 0)]);
     }
 
     #[test]

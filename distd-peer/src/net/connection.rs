@@ -10,6 +10,7 @@ use super::WireError;
 use super::endpoint::STREAMS_MOST;
 use super::error::close_code;
 use super::https;
+use super::local;
 use super::stream::{RecvStream, SendStream};
 use crate::trust::tls::{
     ALPN_ENROLL, PeerIdentity, PeerRefused, identity_in, negotiated_alpn, peer_identity,
@@ -23,6 +24,8 @@ pub enum Carrier {
     Quic,
     /// HTTP/2 over TLS, over TCP.
     Https,
+    /// No network: the parent is a file of this machine.
+    Local,
 }
 
 impl Carrier {
@@ -31,6 +34,7 @@ impl Carrier {
         match self {
             Self::Quic => "quic",
             Self::Https => "https",
+            Self::Local => "local",
         }
     }
 }
@@ -40,6 +44,7 @@ impl Carrier {
 pub(crate) enum Connection {
     Quic(quinn::Connection),
     Https(https::Dialled),
+    Local(local::Dialled),
 }
 
 impl Connection {
@@ -52,6 +57,7 @@ impl Connection {
                 Ok((u64::from(send.id()), SendStream::Quic(send, None), RecvStream::Quic(recv)))
             }
             Self::Https(dialled) => dialled.open().await,
+            Self::Local(dialled) => dialled.open().await,
         }
     }
 
@@ -59,6 +65,7 @@ impl Connection {
         match self {
             Self::Quic(_) => Carrier::Quic,
             Self::Https(_) => Carrier::Https,
+            Self::Local(_) => Carrier::Local,
         }
     }
 
@@ -67,6 +74,7 @@ impl Connection {
         match self {
             Self::Quic(connection) => connection.remote_address(),
             Self::Https(dialled) => dialled.remote(),
+            Self::Local(dialled) => dialled.remote(),
         }
     }
 
@@ -75,6 +83,7 @@ impl Connection {
         match self {
             Self::Quic(connection) => peer_identity(connection, now),
             Self::Https(dialled) => identity_in(dialled.certificates(), now),
+            Self::Local(dialled) => Ok(dialled.identity()),
         }
     }
 
@@ -82,6 +91,7 @@ impl Connection {
         match self {
             Self::Quic(connection) => connection.close_reason().is_some(),
             Self::Https(dialled) => dialled.is_closed(),
+            Self::Local(dialled) => dialled.is_closed(),
         }
     }
 
@@ -94,6 +104,7 @@ impl Connection {
         match self {
             Self::Quic(connection) => drop(connection.closed().await),
             Self::Https(dialled) => dialled.closed().await,
+            Self::Local(dialled) => dialled.closed().await,
         }
     }
 
@@ -102,6 +113,7 @@ impl Connection {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),
             Self::Https(dialled) => dialled.close(code),
+            Self::Local(dialled) => dialled.close(code),
         }
     }
 }
@@ -110,6 +122,7 @@ impl Connection {
 pub(crate) enum Accepted {
     Quic(quinn::Connection),
     Https(Box<https::Accepted>),
+    Local(local::Accepted),
 }
 
 impl Accepted {
@@ -123,6 +136,7 @@ impl Accepted {
                 Some((u64::from(recv.id()), send, RecvStream::Quic(recv)))
             }
             Self::Https(accepted) => accepted.next().await,
+            Self::Local(accepted) => accepted.next().await,
         }
     }
 
@@ -131,6 +145,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => negotiated_alpn(connection).as_deref() == Some(ALPN_ENROLL),
             Self::Https(accepted) => accepted.certificates().is_empty(),
+            Self::Local(_) => false,
         }
     }
 
@@ -144,6 +159,7 @@ impl Accepted {
                 _ => None,
             },
             Self::Https(accepted) => accepted.closed_with(),
+            Self::Local(accepted) => accepted.closed_with(),
         }
     }
 
@@ -152,6 +168,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => peer_identity(connection, now),
             Self::Https(accepted) => identity_in(accepted.certificates(), now),
+            Self::Local(accepted) => Ok(accepted.identity()),
         }
     }
 
@@ -159,6 +176,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => connection.remote_address(),
             Self::Https(accepted) => accepted.remote(),
+            Self::Local(accepted) => accepted.remote(),
         }
     }
 
@@ -170,6 +188,8 @@ impl Accepted {
                 connection.set_max_concurrent_bi_streams(quinn::VarInt::from_u32(streams));
             }
             Self::Https(accepted) => accepted.allow_streams(streams),
+            // Both ends are this process.
+            Self::Local(_) => {}
         }
     }
 
@@ -178,6 +198,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => drop(connection.closed().await),
             Self::Https(accepted) => accepted.refuse().await,
+            Self::Local(accepted) => accepted.ended().await,
         }
     }
 
@@ -186,6 +207,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => drop(connection.closed().await),
             Self::Https(accepted) => accepted.finish().await,
+            Self::Local(accepted) => accepted.ended().await,
         }
     }
 
@@ -194,6 +216,7 @@ impl Accepted {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),
             Self::Https(accepted) => drop(accepted),
+            Self::Local(accepted) => accepted.close(code),
         }
     }
 }

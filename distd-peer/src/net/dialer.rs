@@ -146,6 +146,15 @@ impl Dialer {
         Ok(Self { quic, tls: Arc::new(https_enroll_client(anchor)), outbound })
     }
 
+    /// Creates the dialler of a node of no realm, which can only dial parents inside this process.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn local(outbound: Arc<Outbound>) -> Result<Self, BindError> {
+        // No certificate has this fingerprint.
+        Self::enrolling(&TrustAnchor::Fingerprint([0; 32]), outbound)
+    }
+
     /// Settings and memory for reaching parents: transport, proxy, and the transports that worked
     /// before.
     pub(crate) fn outbound(&self) -> &Arc<Outbound> {
@@ -158,6 +167,9 @@ impl Dialer {
     /// # Errors
     /// [`DialError`].
     pub(crate) async fn dial(&self, address: &str) -> Result<Connection, DialError> {
+        if let Some(parent) = self.outbound.local(address) {
+            return Ok(Connection::Local(parent.connect()));
+        }
         let first = match self.outbound.transport {
             Transport::Quic => return self.over(Carrier::Quic, address).await,
             Transport::Https => return self.over(Carrier::Https, address).await,
@@ -172,8 +184,8 @@ impl Dialer {
     /// connection.
     async fn race(&self, first: Carrier, address: &str) -> Result<Connection, DialError> {
         let second = match first {
-            Carrier::Quic => Carrier::Https,
             Carrier::Https => Carrier::Quic,
+            Carrier::Quic | Carrier::Local => Carrier::Https,
         };
         let mut leading = pin!(self.over(first, address));
         match tokio::time::timeout(HEAD_START, &mut leading).await {

@@ -17,6 +17,7 @@ use quinn::Endpoint;
 
 use super::connection::{Carrier, Connection};
 use super::dialer::{DialError, Dialer};
+use super::local::LocalParent;
 use super::{FrameReader, FrameWriter, Meter, WireError};
 use crate::trust::identity::{LEAF_NAME, NodeId};
 use crate::trust::tls::PeerRefused;
@@ -117,6 +118,17 @@ impl Link {
             return Err(LinkError::OtherNode(text));
         }
         Ok(link)
+    }
+
+    /// Connects to a parent inside this process, which `name` stands for in errors.
+    pub(crate) fn local(parent: &LocalParent, name: &str) -> Self {
+        Self {
+            connection: Connection::Local(parent.connect()),
+            address: name.to_owned(),
+            role: Role::Relay,
+            node_id: parent.node(),
+            meter: Arc::default(),
+        }
     }
 
     fn established(

@@ -10,6 +10,7 @@ use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
 use super::connection::Carrier;
+use super::local::LocalParent;
 use super::proxy::Proxies;
 use crate::clock::unix_now;
 use crate::trust::files;
@@ -85,6 +86,8 @@ pub struct Outbound {
     pub(super) proxies: Proxies,
     path: Option<PathBuf>,
     parents: Mutex<BTreeMap<String, Learned>>,
+    /// Parents inside this process, by address.
+    local: Mutex<BTreeMap<String, LocalParent>>,
 }
 
 /// Experience with one parent.
@@ -117,16 +120,43 @@ impl Outbound {
             }),
             _ => BTreeMap::new(),
         };
-        Arc::new(Self { transport, proxies, path: Some(path.to_owned()), parents: Mutex::new(parents) })
+        Arc::new(Self {
+            transport,
+            proxies,
+            path: Some(path.to_owned()),
+            parents: Mutex::new(parents),
+            local: Mutex::default(),
+        })
     }
 
     /// Uses no proxies, and keeps its memory only in this process.
     pub fn direct(transport: Transport) -> Arc<Self> {
-        Arc::new(Self { transport, proxies: Proxies::none(), path: None, parents: Mutex::default() })
+        Arc::new(Self {
+            transport,
+            proxies: Proxies::none(),
+            path: None,
+            parents: Mutex::default(),
+            local: Mutex::default(),
+        })
     }
 
     fn parents(&self) -> MutexGuard<'_, BTreeMap<String, Learned>> {
         self.parents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `address` that of a parent inside this process.
+    pub fn add_local(&self, address: &str, parent: LocalParent) {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned(), parent);
+    }
+
+    /// The parent inside this process that has this address.
+    pub(super) fn local(&self, address: &str) -> Option<LocalParent> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner).get(address).cloned()
+    }
+
+    /// Whether `address` is that of a parent inside this process.
+    pub fn is_local(&self, address: &str) -> bool {
+        self.local(address).is_some()
     }
 
     /// Carrier over which the parent at `address` is dialled first, if both are allowed.
@@ -143,7 +173,7 @@ impl Outbound {
             // Not renewed while HTTPS goes first, so that its time ends.
             (Carrier::Quic, Carrier::Https) => learned.https_since = Some(now),
             (Carrier::Https, Carrier::Quic) => *learned = Learned::default(),
-            (Carrier::Quic, Carrier::Quic) | (Carrier::Https, Carrier::Https) => {}
+            _ => {}
         });
     }
 

@@ -6,6 +6,7 @@ use distd_core::proto::close::CloseCode;
 use super::endpoint::fit_send_window;
 use super::error::{WireError, close_code};
 use super::http2::{BodyIn, BodyOut};
+use super::local::{PipeIn, PipeOut};
 
 /// The half that this side writes. Dropping it ends the stream after everything written.
 pub(crate) enum SendStream {
@@ -14,6 +15,8 @@ pub(crate) enum SendStream {
     Quic(quinn::SendStream, Option<quinn::Connection>),
     /// Body of an HTTP/2 message.
     Https(BodyOut),
+    /// A pipe inside this process.
+    Local(PipeIn),
 }
 
 /// The half that this side reads. Dropping it before its end asks the peer to stop sending.
@@ -22,6 +25,8 @@ pub(crate) enum RecvStream {
     Quic(quinn::RecvStream),
     /// Body of an HTTP/2 message.
     Https(BodyIn),
+    /// A pipe inside this process.
+    Local(PipeOut),
 }
 
 impl SendStream {
@@ -33,6 +38,7 @@ impl SendStream {
                 Ok(stream.write_chunk(bytes).await?)
             }
             Self::Https(body) => body.write(bytes).await,
+            Self::Local(pipe) => pipe.write(bytes).await,
         }
     }
 
@@ -50,6 +56,12 @@ impl SendStream {
                 }
                 Ok(())
             }
+            Self::Local(pipe) => {
+                for piece in pieces {
+                    pipe.write(std::mem::take(piece)).await?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -63,6 +75,7 @@ impl SendStream {
                 Err(error) => WireError::Connection(error.into()),
             },
             Self::Https(body) => body.stopped().await,
+            Self::Local(pipe) => pipe.stopped().await,
         }
     }
 
@@ -72,6 +85,7 @@ impl SendStream {
             // An error means that the stream has been reset already, and its reader knows.
             Self::Quic(stream, _) => drop(stream.finish()),
             Self::Https(body) => body.finish(),
+            Self::Local(pipe) => pipe.finish(),
         }
     }
 
@@ -80,6 +94,7 @@ impl SendStream {
         match self {
             Self::Quic(stream, _) => drop(stream.reset(close_code(code))),
             Self::Https(body) => body.reset(code),
+            Self::Local(pipe) => pipe.reset(code),
         }
     }
 }
@@ -95,6 +110,11 @@ impl RecvStream {
                 pieces[0] = piece;
                 Ok(Some(1))
             }
+            Self::Local(pipe) => {
+                let Some(piece) = pipe.read().await? else { return Ok(None) };
+                pieces[0] = piece;
+                Ok(Some(1))
+            }
         }
     }
 
@@ -104,6 +124,7 @@ impl RecvStream {
             // An error means that the stream has ended already, which is the goal.
             Self::Quic(stream) => drop(stream.stop(close_code(code))),
             Self::Https(body) => body.stop(code),
+            Self::Local(pipe) => pipe.stop(code),
         }
     }
 }

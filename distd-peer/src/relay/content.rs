@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,9 @@ const FAILED_COST: u64 = 4 << 20;
 /// Pause after a report has come, in which others may come.
 const REPORTS_GATHER: Duration = Duration::from_millis(500);
 
+/// Time that parents have for a question of a device while they are away.
+const WHILE_AWAY: Duration = Duration::from_secs(1);
+
 /// Pause after no parent took the reports.
 const REPORTS_AGAIN: Duration = Duration::from_secs(10);
 
@@ -92,6 +95,8 @@ pub struct Relay {
     log: Option<LogWatch>,
     /// Unix time in seconds at which a parent last answered; 0 for never.
     heard: AtomicU64,
+    /// Whether no parent answered when the relay last looked.
+    away: AtomicBool,
     /// Counters of this relay.
     pub counters: RelayCounters,
 }
@@ -114,6 +119,7 @@ impl Relay {
             reports: None,
             log: None,
             heard: AtomicU64::new(0),
+            away: AtomicBool::new(false),
             counters: RelayCounters::default(),
         }
     }
@@ -148,6 +154,11 @@ impl Relay {
         self
     }
 
+    /// The metadata that the relay keeps, if it does.
+    pub(super) fn mirror(&self) -> Option<&Mirror> {
+        self.mirror.as_ref()
+    }
+
     /// Watch over the log of receipts.
     pub(super) fn log(&self) -> Option<&LogWatch> {
         self.log.as_ref()
@@ -166,7 +177,7 @@ impl Relay {
     pub(super) async fn refresh_metadata(&self) -> Result<(), ServeError> {
         let Some(mirror) = &self.mirror else { return Ok(()) };
         let question = mirror.question().await.map_err(|e| ServeError::Internal(e.into()))?;
-        let answer = self.ask_metadata(question.encode().into()).await?;
+        let answer = self.ask_parents(question.encode().into()).await?;
         mirror.keep(&answer).await.map_err(|e| ServeError::Internal(e.into()))
     }
 
@@ -184,14 +195,30 @@ impl Relay {
         }
     }
 
-    /// Sends an encoded metadata question to the first parent that answers.
+    /// Sends an encoded metadata question to the first parent that answers. While the parents are
+    /// away, a parent has only a moment for it: an office without an uplink must not wait for one at
+    /// each question.
     ///
     /// # Errors
     /// [`ServeError::Upstream`].
     pub(super) async fn ask_metadata(&self, question: Bytes) -> Result<Bytes, ServeError> {
+        if !self.away.load(Ordering::Relaxed) {
+            return self.ask_parents(question).await;
+        }
+        let asked = tokio::time::timeout(WHILE_AWAY, self.ask_parents(question)).await;
+        asked.unwrap_or_else(|_| Err(ServeError::Upstream("no parent answers".into())))
+    }
+
+    /// Notes whether a parent answers.
+    pub(super) fn note_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    async fn ask_parents(&self, question: Bytes) -> Result<Bytes, ServeError> {
         let link = self.parents.any_link().await.map_err(|e| ServeError::Upstream(e.into()))?;
         let answer = link.metadata(question).await.map_err(|e| ServeError::Upstream(e.into()))?;
         self.heard.store(unix_now(), Ordering::Relaxed);
+        self.note_away(false);
         Ok(answer)
     }
 

@@ -143,7 +143,7 @@ impl Mirror {
     }
 
     /// Version of the kept timestamp; `None` if none is kept.
-    async fn timestamp(&self) -> Result<Option<u64>, StoreError> {
+    pub(super) async fn timestamp(&self) -> Result<Option<u64>, StoreError> {
         let Some(bytes) = self.store.get(TIMESTAMP).await? else { return Ok(None) };
         Ok(version_of(&bytes))
     }

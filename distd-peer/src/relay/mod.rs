@@ -6,6 +6,7 @@ mod batch_fetch;
 mod config;
 mod content;
 mod demand;
+mod import;
 mod log;
 mod metadata_cache;
 mod mirror;
@@ -15,4 +16,5 @@ mod swarm;
 
 pub use config::{RelayConfig, RelaySettings, TABLE, Values};
 pub use content::{Relay, RelayCounters};
+pub use import::{HandOverError, HandedOver, ImportError, ImportResult, Imported, hand_over};
 pub use run::{Running, StartError, start};

@@ -12,7 +12,7 @@ use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
-use super::{Relay, RelayConfig};
+use super::{Relay, RelayConfig, import};
 use crate::capabilities::Capabilities;
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
@@ -183,6 +183,9 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let watching = relay.clone();
     tasks.spawn(async move { watching.watch_log().await });
     tasks.spawn(watch_parents(relay.clone(), config.parents.clone()));
+    if let Some(root) = identity.root_json() {
+        tasks.spawn(import::import_regularly(relay.clone(), config.data.clone(), root.to_vec()));
+    }
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
 }
@@ -216,7 +219,9 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     let mut away = false;
     loop {
         relay.leave_idle();
-        match relay.refresh_metadata().await {
+        let refreshed = relay.refresh_metadata().await;
+        relay.note_away(refreshed.is_err());
+        match refreshed {
             Ok(()) if away => {
                 tracing::warn!(parents = parents.join(" "), "a parent answers again");
                 away = false;

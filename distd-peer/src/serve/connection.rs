@@ -20,7 +20,7 @@ use super::door::{STRANGER_TIME, Stranger};
 use super::sites::Member;
 use super::{Server, Swarm, batch, control, news, streams};
 use crate::clock::unix_now;
-use crate::net::{Accepted, FrameReader, FrameWriter, HttpsAccepted, Meter};
+use crate::net::{Accepted, FrameReader, FrameWriter, HttpsAccepted, LocalAccepted, Meter};
 use crate::trust::tls::PeerIdentity;
 
 /// How long a request stream waits for the handshake of its swarm, which travels on another stream.
@@ -195,6 +195,15 @@ pub(super) async fn serve_tcp(
     match done {
         Ok(accepted) => answer(server, Accepted::Https(Box::new(accepted)), place).await,
         Err(error) => unusable(&server, remote, &error),
+    }
+}
+
+/// Serves one connection inside this process.
+pub(super) async fn serve_local(server: Arc<Server>, accepted: LocalAccepted) {
+    let accepted = Accepted::Local(accepted);
+    match server.door.stranger(accepted.remote()) {
+        Some(place) => answer(server, accepted, place).await,
+        None => accepted.close(CloseCode::Busy),
     }
 }
 

@@ -77,6 +77,7 @@ use self::budget::Budgets;
 use self::door::Door;
 use self::slots::Slots;
 use crate::capabilities::Permit;
+use crate::net::LocalAccepted;
 use crate::news::Newsroom;
 use crate::rates::Throttle;
 use crate::seldom::Seldom;
@@ -329,6 +330,11 @@ impl Server {
             let (server, tls) = (self.clone(), tls.clone());
             connections.spawn(connection::serve_tcp(server, stream, remote, tls, place));
         }
+    }
+
+    /// Serves a connection inside this process until it ends.
+    pub(crate) async fn serve_local(self: Arc<Self>, accepted: LocalAccepted) {
+        connection::serve_local(self, accepted).await;
     }
 
     /// Accepts connections over QUIC until the endpoint is closed. Does not wait for the

@@ -396,6 +396,11 @@ impl EdgeStore {
         Ok(found)
     }
 
+    /// Most bytes of chunks that the store keeps.
+    pub fn max_bytes(&self) -> u64 {
+        self.config.max_bytes
+    }
+
     /// Total size of the segment files, bytes.
     pub fn bytes(&self) -> u64 {
         self.inner().sizes.values().sum()
@@ -410,6 +415,14 @@ fn is_gone(read: &Result<Bytes, StoreError>) -> bool {
             matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
         }
         Err(_) => false,
+    }
+}
+
+/// Whether a process has the store in `dir` open. One that cannot be looked at counts as open.
+pub fn is_in_use(dir: &Path) -> bool {
+    match filesystem::try_lock_shared(&dir.join("lock")) {
+        Ok(lock) => lock.is_none(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 

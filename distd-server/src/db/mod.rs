@@ -7,6 +7,7 @@ mod api_tokens;
 mod approvals;
 mod audit;
 mod bulk;
+mod bundles;
 mod channels;
 mod chunks;
 mod commit;

@@ -17,7 +17,8 @@ use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
 use crate::origin::{
-    LogError, PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError, WithdrawError,
+    BundleMetadataError, LogError, PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError,
+    WithdrawError,
 };
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
@@ -410,6 +411,22 @@ impl From<WithdrawError> for ApiError {
             }
             error @ WithdrawError::NeedsApproval { .. } => Self::conflict(error.to_string(), NEEDS_APPROVAL),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<BundleMetadataError> for ApiError {
+    fn from(error: BundleMetadataError) -> Self {
+        match error {
+            BundleMetadataError::UnknownRelease(product, version) => {
+                Self::unknown_version(&product, &version)
+            }
+            BundleMetadataError::TooLong(_) => Self::bad_request(
+                error.to_string(),
+                "ask for less, or raise bundle_validity of the origin and of its signer",
+            ),
+            BundleMetadataError::Db(error) => error.into(),
+            other => Self::internal(other),
         }
     }
 }

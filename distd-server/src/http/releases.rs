@@ -2,22 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use distd_core::api::{Release, ReleaseList, Word};
+use distd_core::api::{BundleMetadata, NewBundleMetadata, Release, ReleaseList, Word};
 use distd_core::names::Name;
 
-use super::auth::{Caller, ToPublish, ToRead};
-use super::body::PathParams;
+use super::auth::{Caller, ToAdminister, ToPublish, ToRead};
+use super::body::{JsonBody, PathParams};
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelRow, ReleaseRow};
 use crate::ingest::CommitResult;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, show, withdraw]
+    routes![list, show, withdraw, bundle]
 }
 
 /// Returns a release as the API shows it, without its channels.
@@ -94,6 +95,30 @@ pub(super) async fn show(
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))
+}
+
+/// Signs metadata for a bundle with a release, valid for longer than that which devices poll.
+#[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/bundle", tag = "releases",
+    params(("product" = String, Path), ("version" = String, Path)), request_body = NewBundleMetadata,
+    responses((status = 200, body = BundleMetadata)), security(("token" = ["admin"])))]
+pub(super) async fn bundle(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToAdminister>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
+    JsonBody(wanted): JsonBody<NewBundleMetadata>,
+) -> Result<Json<BundleMetadata>, ApiError> {
+    products::find(&app, &product).await?;
+    let validity = Duration::from_secs(wanted.seconds);
+    let made = app.origin.sign_for_bundle(&product, &version, validity, &caller.mover()).await?;
+    tracing::info!(%product, %version, until = made.until, by = caller.row.label, "metadata signed for a bundle");
+    let text = |json: &[u8]| String::from_utf8_lossy(json).into_owned();
+    Ok(Json(BundleMetadata {
+        snapshot_name: made.metadata.snapshot_name,
+        snapshot: text(&made.metadata.snapshot),
+        timestamp: text(&made.metadata.timestamp),
+        capability: hex::encode(&made.capability),
+        valid_until: made.until,
+    }))
 }
 
 /// Withdraws a release. The origin stops publishing it and frees the space that nothing else needs.

@@ -111,7 +111,7 @@ impl Origin {
     /// The manifests of a question: those that it names, those of the releases to which its targets
     /// lead, and those of the patch sets that lead to these releases. At most
     /// [`CAPABILITY_MANIFESTS_MAX`].
-    async fn manifests_asked_for(
+    pub(super) async fn manifests_asked_for(
         &self,
         asked: &CapabilityQuestion,
         targets: &[String],

@@ -2,6 +2,7 @@
 //! share.
 
 mod agree;
+mod bundles;
 mod bytes;
 mod capabilities;
 mod content;
@@ -49,6 +50,7 @@ use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, Reposi
 
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
+pub use bundles::{BundleMetadataError, ForBundle};
 pub(crate) use bytes::ReadBytesError;
 pub use content::OriginContent;
 pub use ddi::{DdiNews, DdiOffer};
@@ -102,6 +104,8 @@ pub struct Tuning {
     pub cert_validity: Duration,
     /// Validity of the capabilities of nodes.
     pub capability_validity: Duration,
+    /// Longest validity of the metadata in a bundle.
+    pub bundle_validity: Duration,
     /// zstd level for files that the origin cuts.
     pub zstd_level: i32,
     /// Whether patches are made, and how.
@@ -121,6 +125,7 @@ impl Default for Tuning {
             hosts: Vec::new(),
             cert_validity: Duration::from_secs(24 * 3600),
             capability_validity: Duration::from_secs(15 * 60),
+            bundle_validity: Duration::from_secs(24 * 3600),
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
@@ -213,6 +218,7 @@ pub struct Origin {
     answerer: Answerer,
     credentials: Arc<Credentials>,
     capability_validity: Duration,
+    bundle_validity: Duration,
     hosts: Vec<String>,
     owner: Owner,
     data: PathBuf,
@@ -249,6 +255,7 @@ impl Origin {
             hosts,
             cert_validity,
             capability_validity,
+            bundle_validity,
             zstd_level,
             patches,
             limits,
@@ -312,6 +319,7 @@ impl Origin {
             metadata,
             credentials,
             capability_validity,
+            bundle_validity,
             hosts,
             owner,
             data: data.clone(),

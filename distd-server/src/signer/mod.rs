@@ -27,6 +27,7 @@ use std::sync::Arc;
 pub use link::{SignerError, SignerLink};
 pub(crate) use openpgp::OpenPgpKey;
 pub use openpgp::OpenPgpPublic;
+pub use policy::Validity;
 pub use process::{SignerProcessError, run};
 pub(crate) use wire::PublicKey;
 

@@ -31,6 +31,16 @@ const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 /// Longest validity of a capability, seconds.
 const CAPABILITY_SECONDS_MAX: u64 = 7 * 24 * 3600;
 
+/// How long what the signer signs may be valid, where the operator decides it. A bound that is
+/// shorter than the usual one changes nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Validity {
+    /// Certificates of nodes, seconds.
+    pub node_seconds: u64,
+    /// Snapshot, timestamp and capability in a bundle, seconds.
+    pub bundle_seconds: u64,
+}
+
 /// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
 /// The metadata may name only keys in `own`, the signer's; a root must follow the newest of
 /// `roots`.
@@ -42,6 +52,7 @@ pub(super) fn check_metadata(
     message: &[u8],
     own: &KeyRing,
     roots: &KnownRoots,
+    validity: Validity,
     now: u64,
 ) -> Result<(), String> {
     if !key_roles().any(|known| known == role) {
@@ -58,9 +69,16 @@ pub(super) fn check_metadata(
     let expires: Option<jiff::Timestamp> =
         value.get("expires").and_then(Value::as_str).and_then(|text| text.parse().ok());
     let expires = expires.and_then(|at| u64::try_from(at.as_second()).ok());
-    let latest = expires_after(role, now).saturating_add(CLOCK_SECONDS);
+    let usual = expires_after(role, now);
+    let latest = match role {
+        "snapshot" | "timestamp" => usual.max(now.saturating_add(validity.bundle_seconds)),
+        _ => usual,
+    };
+    let latest = latest.saturating_add(CLOCK_SECONDS);
     if expires.is_none_or(|at| at > latest) {
-        return Err(format!("the metadata of {role} would be valid longer than allowed: compare the clocks"));
+        return Err(format!(
+            "the metadata of {role} would be valid longer than allowed: compare the clocks, and bundle_validity of origin and signer"
+        ));
     }
     let foreign =
         |role: &str| Err(format!("the metadata names a key for {role} that this signer does not hold"));
@@ -102,11 +120,11 @@ pub(super) fn check_metadata(
 }
 
 /// Checks a TBSCertificate (DER) that the CA with the subject `ca` (DER) is to sign at `now` (unix
-/// seconds). A node's certificate may be valid for `node_seconds`.
+/// seconds).
 ///
 /// # Errors
 /// The reason for the refusal.
-pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u64) -> Result<(), String> {
+pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], validity: Validity, now: u64) -> Result<(), String> {
     let refuse = |why: &str| Err(why.to_owned());
     let Ok((rest, cert)) = TbsCertificate::from_der(tbs) else {
         return refuse("the certificate is malformed");
@@ -143,7 +161,7 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
             && names.iter().all(|n| certificate_names(role).contains(n))
     };
     let longest = if is_of(Role::Leaf) || is_of(Role::Relay) {
-        node_seconds
+        validity.node_seconds
     } else if certificate_names(Role::Origin).iter().all(|name| names.contains(name))
         && !names.iter().any(|name| is_anothers(name))
     {
@@ -184,9 +202,13 @@ pub(super) fn check_sum(line: &[u8]) -> Result<(), String> {
 ///
 /// # Errors
 /// The reason for the refusal.
-pub(super) fn check_statement(message: &[u8], now: u64) -> Result<(), String> {
+pub(super) fn check_statement(message: &[u8], validity: Validity, now: u64) -> Result<(), String> {
     if let Some(capability) = is_capability_message(message) {
-        let latest = now.saturating_add(CAPABILITY_SECONDS_MAX).saturating_add(CLOCK_SECONDS);
+        let longest = match capability.node {
+            Some(_) => CAPABILITY_SECONDS_MAX,
+            None => CAPABILITY_SECONDS_MAX.max(validity.bundle_seconds),
+        };
+        let latest = now.saturating_add(longest).saturating_add(CLOCK_SECONDS);
         return match capability.expires <= latest {
             true => Ok(()),
             false => Err("the capability would be valid longer than allowed: compare the clocks".to_owned()),

@@ -10,7 +10,7 @@ use rcgen::SigningKey as _;
 use tough::schema::decoded::{Decoded, Hex};
 
 use super::openpgp::OpenPgpKey;
-use super::policy::{check_certificate, check_metadata, check_statement, check_sum};
+use super::policy::{Validity, check_certificate, check_metadata, check_statement, check_sum};
 use super::roots::KnownRoots;
 use super::wire::{self, Reply, Request, VERSION};
 use super::{KeyHolder, TUF_KEYS};
@@ -37,21 +37,20 @@ pub enum SignerProcessError {
 }
 
 /// Answers the requests that the origin sends over the Unix socket on standard input, with the keys
-/// under `keys`, until the origin closes the socket. Creates a CA if there is none. Certificates of
-/// nodes may be valid for `node_seconds`.
+/// under `keys`, until the origin closes the socket. Creates a CA if there is none.
 ///
 /// # Errors
 /// [`SignerProcessError`]
-pub fn run(keys: &Path, node_seconds: u64) -> Result<(), SignerProcessError> {
+pub fn run(keys: &Path, validity: Validity) -> Result<(), SignerProcessError> {
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(SignerProcessError::NoSocket)?;
     let stream = UnixStream::from(socket);
     stream.peer_addr().map_err(SignerProcessError::NoSocket)?;
-    answer(&stream, keys, node_seconds)
+    answer(&stream, keys, validity)
 }
 
 /// Answers the requests of one connection until its end.
-pub(super) fn answer(stream: &UnixStream, keys: &Path, node_seconds: u64) -> Result<(), SignerProcessError> {
-    let mut signer = Signer::open(keys, node_seconds)?;
+pub(super) fn answer(stream: &UnixStream, keys: &Path, validity: Validity) -> Result<(), SignerProcessError> {
+    let mut signer = Signer::open(keys, validity)?;
     loop {
         let request = wire::receive(stream).map_err(SignerProcessError::Connection)?;
         let Some(request) = request else { return Ok(()) };
@@ -68,14 +67,14 @@ struct Signer {
     ring: KeyRing,
     roots: KnownRoots,
     keys: PathBuf,
-    node_seconds: u64,
+    validity: Validity,
 }
 
 impl Signer {
-    fn open(keys: &Path, node_seconds: u64) -> Result<Self, SignerProcessError> {
+    fn open(keys: &Path, validity: Validity) -> Result<Self, SignerProcessError> {
         let authority = Authority::load_or_create(keys, unix_now())?;
         let (ring, roots) = Self::read_keys(keys)?;
-        Ok(Self { authority, ring, roots, keys: keys.to_owned(), node_seconds })
+        Ok(Self { authority, ring, roots, keys: keys.to_owned(), validity })
     }
 
     fn read_keys(keys: &Path) -> Result<(KeyRing, KnownRoots), KeyError> {
@@ -112,18 +111,18 @@ impl Signer {
                 Ok(Reply::Retired)
             }
             Request::Metadata { role, key_id, message } => {
-                check_metadata(&role, &message, &self.ring, &self.roots, now)?;
+                check_metadata(&role, &message, &self.ring, &self.roots, self.validity, now)?;
                 let id: Decoded<Hex> = key_id.into();
                 let key = self.ring.keys_of(&role, std::slice::from_ref(&id));
                 let key = key.first().ok_or_else(|| self.ring.missing(&role).to_string())?;
                 key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
             }
             Request::Certificate { tbs } => {
-                check_certificate(&tbs, &self.authority.subject, self.node_seconds, now)?;
+                check_certificate(&tbs, &self.authority.subject, self.validity, now)?;
                 self.authority.key.sign(&tbs).map(Reply::Signature).map_err(|e| e.to_string())
             }
             Request::Statement { message } => {
-                check_statement(&message, now)?;
+                check_statement(&message, self.validity, now)?;
                 self.authority.key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
             }
             Request::Root { root } => {

@@ -5,20 +5,21 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use distd_core::ManifestId;
 use distd_core::fleet::{Capability, Entitlement, Rights, capability_message};
 use distd_core::role::Role;
+use distd_core::{ManifestId, NodeId};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::capability::open as open_capability;
 use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::RevokedList;
-use distd_peer::trust::tuf::DirStore;
+use distd_peer::trust::tuf::{DirStore, MetadataStore};
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ED25519, PublicKeyData, SanType,
     SigningKey,
 };
 use serde_json::{Value, json};
 
+use super::policy::Validity;
 use super::process::answer;
 use super::{KeyHolder, SignerError, SignerLink};
 use crate::realm::Realm;
@@ -29,13 +30,18 @@ const DAY: u64 = 24 * 3600;
 /// A signer behind a socket in `dir`, with its keys in `dir/keys`. It serves `connections` one
 /// after the other.
 fn signer(dir: &Path, connections: usize) -> KeyHolder {
+    signer_with(dir, connections, Validity { node_seconds: DAY, bundle_seconds: 0 })
+}
+
+/// As [`signer`], with other bounds.
+fn signer_with(dir: &Path, connections: usize, validity: Validity) -> KeyHolder {
     let path = dir.join("socket");
     let listener = UnixListener::bind(&path).expect("bind");
     let keys = dir.join("keys");
     std::thread::spawn(move || {
         for _ in 0..connections {
             let (stream, _) = listener.accept().expect("accept");
-            answer(&stream, &keys, DAY).expect("served to its end");
+            answer(&stream, &keys, validity).expect("served to its end");
         }
     });
     KeyHolder::Signer(Arc::new(SignerLink::connect(path)))
@@ -379,6 +385,41 @@ fn capabilities_are_signed_for_a_week_at_most() {
     // Bytes behind a capability in the message could mean anything.
     let message = [&capability_message(&week.body)[..], b"x"].concat();
     refused(link(&holder).sign_statement(&message), "signs only");
+}
+
+#[tokio::test]
+async fn metadata_for_bundles_is_valid_for_as_long_as_the_operator_allows() {
+    let now = unix_now();
+    let made = |bundle_seconds: u64| async move {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let holder = signer_with(dir.path(), 1, Validity { node_seconds: DAY, bundle_seconds });
+        let data = dir.path().join("origin");
+        std::fs::create_dir(&data).expect("mkdir");
+        let realm = Realm::open(&data, &holder, now).expect("a realm");
+        let store = Arc::new(DirStore::new(data.join("repo")));
+        let repository = TufRepository::open(store.clone(), &holder, Options::default(), now).await;
+        (dir, realm, store, repository.expect("a repository"))
+    };
+    let (_dir, realm, _, repository) = made(0).await;
+    repository.sign_for_bundle(now + 3600, now).await.expect("shorter than usual");
+    assert!(repository.sign_for_bundle(now + 3 * DAY, now).await.is_err());
+    let for_days = |realm: &Realm, node: Option<NodeId>, days: u64| {
+        let manifests = vec![Entitlement { manifest: ManifestId([1; 32]), rights: Rights::ALL }];
+        realm.sign_capability(Capability { node, issued: now, expires: now + days * DAY, manifests })
+    };
+    assert!(for_days(&realm, None, 8).is_err());
+
+    let (_dir, realm, store, repository) = made(20 * DAY).await;
+    let version =
+        |json: &[u8]| serde_json::from_slice::<Value>(json).expect("JSON")["signed"]["version"].as_u64();
+    let signed = repository.sign_for_bundle(now + 20 * DAY, now).await.expect("allowed");
+    let published = store.get("timestamp.json").await.expect("read").expect("a timestamp");
+    assert_eq!(version(&published), version(&signed.timestamp).map(|version| version + 1));
+    assert!(store.get(&signed.snapshot_name).await.expect("read").is_none(), "in no repository");
+    assert!(repository.sign_for_bundle(now + 21 * DAY, now).await.is_err());
+    for_days(&realm, None, 20).expect("of any node");
+    assert!(for_days(&realm, None, 21).is_err());
+    assert!(for_days(&realm, Some(NodeId([7; 16])), 8).is_err(), "only those of any node are in bundles");
 }
 
 #[test]

@@ -113,9 +113,13 @@ pub(crate) fn expires_after(role: &str, now: u64) -> u64 {
     now.saturating_add(lifetime(role))
 }
 
+/// Expiry as the metadata states it, of unix seconds.
+pub(super) fn expiry(at: u64) -> Result<jiff::Timestamp, RepositoryError> {
+    jiff::Timestamp::from_second(i64::try_from(at).map_err(schema)?).map_err(schema)
+}
+
 pub(super) fn expires(role: &str, now: u64) -> Result<jiff::Timestamp, RepositoryError> {
-    let seconds = i64::try_from(expires_after(role, now)).map_err(schema)?;
-    jiff::Timestamp::from_second(seconds).map_err(schema)
+    expiry(expires_after(role, now))
 }
 
 pub(super) fn next(version: NonZeroU64) -> NonZeroU64 {

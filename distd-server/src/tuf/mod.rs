@@ -33,3 +33,4 @@ pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
 pub use state::TufRepository;
+pub use write::SignedForBundle;

@@ -3,14 +3,26 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 
+use bytes::Bytes;
 use distd_peer::trust::tuf::SIGNED_AT;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::{Delegations, Metafile, RoleType, Targets};
 
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyRing, SigningKey};
-use super::metadata::{RepositoryError, empty_role, expires, metafile, next, sign};
+use super::metadata::{RepositoryError, empty_role, expires, expiry, metafile, next, sign};
 use super::state::{Dirty, State, TufRepository};
+
+/// Metadata for a bundle, which is in no repository.
+#[derive(Clone, Debug)]
+pub struct SignedForBundle {
+    /// Name of the snapshot's file.
+    pub snapshot_name: String,
+    /// The snapshot.
+    pub snapshot: Bytes,
+    /// The timestamp.
+    pub timestamp: Bytes,
+}
 
 impl TufRepository {
     /// Bin of a release's target, read or newly made. Marks it as dirty, and all that is made for
@@ -63,6 +75,30 @@ impl TufRepository {
         raise(&mut state.snapshot.version);
         let dirty = Dirty { roles: state.roles.keys().cloned().collect(), targets: true, ..Dirty::default() };
         self.write(&mut state, &keys, &dirty, now).await
+    }
+
+    /// Signs a snapshot and a timestamp of what is published that are valid until `until`, for a
+    /// bundle, at `now` (both unix seconds), and publishes later ones with the usual validity: a
+    /// node that has seen the repository does not take the bundle's for newer.
+    pub async fn sign_for_bundle(&self, until: u64, now: u64) -> Result<SignedForBundle, RepositoryError> {
+        let keys = self.keys.lock().await;
+        let mut state = self.state(&keys).await?;
+        let dirty = Dirty { snapshot: true, ..Dirty::default() };
+        let until_then = expiry(until)?;
+        state.snapshot.version = next(state.snapshot.version);
+        state.snapshot.expires = until_then;
+        let signers = self.root_signers(&state, &keys, RoleType::Snapshot, &dirty)?;
+        let snapshot = sign(state.snapshot.clone(), &signers)?;
+        let snapshot_name = format!("{}.snapshot.json", state.snapshot.version);
+        let at = metafile(state.snapshot.version, &snapshot);
+        state.timestamp.meta = HashMap::from([("snapshot.json".to_owned(), at)]);
+        state.timestamp.version = next(state.timestamp.version);
+        state.timestamp.expires = until_then;
+        state.timestamp._extra.insert(SIGNED_AT.to_owned(), now.into());
+        let signers = self.root_signers(&state, &keys, RoleType::Timestamp, &dirty)?;
+        let timestamp = sign(state.timestamp.clone(), &signers)?;
+        self.write(&mut state, &keys, &dirty, now).await?;
+        Ok(SignedForBundle { snapshot_name, snapshot, timestamp })
     }
 
     /// Signs and writes the dirty roles and all roles above them. The write of `timestamp.json`,

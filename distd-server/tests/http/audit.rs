@@ -114,6 +114,9 @@ async fn each_request_that_changes_something_leaves_an_entry() {
     }
     let route = "/v1/products/{product}/channels/{channel}";
     log.call("DELETE", route, stable, None, "channel.remove").await;
+    let route = "/v1/products/{product}/releases/{version}/bundle";
+    let body = json!({"seconds": 60});
+    log.call("POST", route, "/v1/products/os/releases/2/bundle", Some(body), "release.bundle").await;
     let (route, path) = ("/v1/products/{product}/releases/{version}", "/v1/products/os/releases/2");
     log.call("DELETE", route, path, None, "release.withdraw").await;
 

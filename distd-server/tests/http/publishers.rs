@@ -42,7 +42,7 @@ const OPEN: [&str; 10] = [
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 47] = [
+const RESTRICTED: [(&str, &str, &str); 48] = [
     ("GET", "/v1/audit", "admin"),
     ("GET", "/v1/ddi/tokens", "admin"),
     ("POST", "/v1/ddi/tokens", "admin"),
@@ -75,6 +75,7 @@ const RESTRICTED: [(&str, &str, &str); 47] = [
     ("DELETE", "/v1/products/{product}/file-name", "publish"),
     ("PUT", "/v1/products/{product}/file-name", "publish"),
     ("DELETE", "/v1/products/{product}/releases/{version}", "publish"),
+    ("POST", "/v1/products/{product}/releases/{version}/bundle", "admin"),
     ("PUT", "/v1/products/{product}/releases/{version}/content", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/uploads", "publish"),
@@ -191,6 +192,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
                 }
                 path if path.ends_with("/rollout") => json!({"order": "halt"}).to_string(),
                 path if path.ends_with("/approval") => json!({"wanted": true}).to_string(),
+                path if path.ends_with("/bundle") => json!({"seconds": 60}).to_string(),
                 path if path.ends_with("/patches") => "{}".to_owned(),
                 path if path.ends_with("/file-name") => json!({"name": "os_@v"}).to_string(),
                 _ => String::new(),

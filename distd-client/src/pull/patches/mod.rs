@@ -15,7 +15,7 @@ mod transient;
 
 pub(super) use apply::{Applied, Arrivals, Work, apply_all, held};
 pub use offers::Aim;
-pub(super) use offers::{LinkRate, Offers};
+pub(super) use offers::{LinkRate, Offers, Set};
 pub(super) use payloads::{PayloadSink, Payloads};
 pub(super) use rebuild::{Files, Rebuilt, rebuild};
 pub(super) use transient::TransientChunks;

@@ -10,6 +10,7 @@ use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, Terms, choose, route};
 use distd_core::ranges::ChunkRanges;
+use distd_peer::bundle::Bundle;
 use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::PatchSetRef;
@@ -72,6 +73,11 @@ impl LinkRate {
         Self((bytes as f64 / time.as_secs_f64().max(0.001)) as u64)
     }
 
+    /// The rate of a link of which nothing is known: a fast one.
+    pub(in crate::pull) fn unknown() -> Self {
+        Self(FAST_LINK)
+    }
+
     /// Returns how long `bytes` take, in seconds.
     pub(in crate::pull) fn seconds(self, bytes: u64) -> f64 {
         bytes as f64 / self.0.max(1) as f64
@@ -85,6 +91,8 @@ pub(in crate::pull) struct Offers {
     aim: Aim,
     /// Memory for views, bytes.
     pub(super) view_memory: u64,
+    /// Chunks of each set that can be had; `None`: all of them.
+    there: Option<Vec<ChunkRanges>>,
 }
 
 impl Offers {
@@ -103,11 +111,13 @@ impl Offers {
     }
 
     /// Fetches the indexes of the sets of a route. If one cannot be fetched, logs a warning and
-    /// returns no sets. `view_memory` is the device's memory for views, in bytes.
+    /// returns no sets. `view_memory` is the device's memory for views, in bytes. With a `bundle`,
+    /// only its payloads can be had.
     pub(in crate::pull) async fn fetch(
         session: &Session,
         route: &[PatchSetRef],
         (aim, view_memory): (Aim, u64),
+        bundle: Option<&Bundle>,
     ) -> Self {
         let mut sets = Vec::new();
         for known in route {
@@ -123,7 +133,11 @@ impl Offers {
                 }
             }
         }
-        Self { sets, aim, view_memory }
+        let there = bundle.map(|bundle| {
+            let part = |set: &Set| bundle.swarms().iter().find(|part| part.manifest() == set.manifest.id());
+            sets.iter().map(|set| part(set).map(|part| part.held().clone()).unwrap_or_default()).collect()
+        });
+        Self { sets, aim, view_memory, there }
     }
 
     /// Returns every chunk of a release that some patch has as base.
@@ -138,6 +152,32 @@ impl Offers {
     pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
         let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
         choose(wanted, held, &self.offered(&costs), self.terms(Optimize::Bytes))
+    }
+
+    /// Returns all patches that yield `wanted` chunks (sorted), whatever they cost, as long as
+    /// their payloads can be had.
+    pub(in crate::pull) fn choose_at_hand(
+        &self,
+        wanted: &[ChunkId],
+        held: impl Fn(ChunkId) -> bool,
+        is_here: impl Fn(usize, usize) -> bool,
+    ) -> Choice {
+        choose(wanted, held, &self.offered(&self.costs(is_here)), self.terms(Optimize::AtHand))
+    }
+
+    /// Bytes to fetch for each payload of each set: 0 for one that `is_here`, `u32::MAX` for one
+    /// that cannot be had.
+    fn costs(&self, is_here: impl Fn(usize, usize) -> bool) -> Vec<Vec<u32>> {
+        let of_set = |(set, body): (usize, &Set)| {
+            let is_there = |id| self.there.as_ref().is_none_or(|there| there[set].contains(id));
+            let cost = |(patch, entry): (usize, &Entry)| match is_here(set, patch) {
+                true => 0,
+                false if is_there(entry.id) => entry.len,
+                false => u32::MAX,
+            };
+            body.payloads.iter().enumerate().map(cost).collect()
+        };
+        self.sets.iter().enumerate().map(of_set).collect()
     }
 
     fn terms(&self, optimize: Optimize) -> Terms {
@@ -160,20 +200,12 @@ impl Offers {
         link: LinkRate,
     ) -> Choice {
         let optimize = match self.aim {
+            _ if self.there.is_some() => Optimize::AtHand,
             Aim::Bytes => Optimize::Bytes,
             Aim::Time => Optimize::Time { link: FAST_LINK },
             Aim::Auto => Optimize::Time { link: link.0 },
         };
-        let costs: Vec<Vec<u32>> = self
-            .sets
-            .iter()
-            .enumerate()
-            .map(|(set, body)| {
-                let cost = |(patch, entry): (usize, &Entry)| if is_here(set, patch) { 0 } else { entry.len };
-                body.payloads.iter().enumerate().map(cost).collect()
-            })
-            .collect();
-        choose(wanted, held, &self.offered(&costs), self.terms(optimize))
+        choose(wanted, held, &self.offered(&self.costs(is_here)), self.terms(optimize))
     }
 }
 

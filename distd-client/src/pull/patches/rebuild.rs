@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use distd_core::manifest::{Builder, Entry, Manifest, Root};
 use distd_core::patch::{Method, Outline, PatchChunkId};
 use distd_core::planner::HeldIndex;
@@ -21,7 +21,7 @@ use super::offers::{Offers, Set};
 use super::payloads::{PayloadSink, Payloads};
 use super::transient::TransientChunks;
 use crate::pull::seeds::Seeds;
-use crate::pull::wanted::Session;
+use crate::pull::wanted::{PATIENCE, Session};
 
 /// Largest number of raw bytes rebuilt this way, because they are written twice. Above it, the
 /// nodes are a small part of the transfer.
@@ -118,7 +118,13 @@ pub(in crate::pull) async fn rebuild(
         let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
         let table = Arc::new(ChunkTable::of(&set.manifest));
         published = session.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
-        session.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await
+        let fetching = session.fetch(set.manifest.id(), table, sink, fetch, published.as_ref());
+        let arrived = || payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
+        // Without the outline there is another way to the manifest.
+        tokio::select! {
+            fetched = fetching => fetched.map_err(anyhow::Error::from),
+            () = session.silent_for(Some(PATIENCE), arrived) => Err(anyhow!("its payloads do not come")),
+        }
     };
     arrivals.all_fetched();
     let (applied, transient) = applying.await?;
