@@ -47,8 +47,8 @@ use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 /// Interval of looks at whether something was received.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How long nothing may come before another way to the same chunks is tried. A relay says after 10 s
-/// that its parent sends nothing.
+/// How long nothing may come before another way to the same chunks is tried. A relay says after
+/// 10 s that its parent sends nothing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Bytes that peers send about chunks that they do not have, within the patience of a pull.

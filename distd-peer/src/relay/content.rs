@@ -196,8 +196,8 @@ impl Relay {
     }
 
     /// Sends an encoded metadata question to the first parent that answers. While the parents are
-    /// away, a parent has only a moment for it: an office without an uplink must not wait for one at
-    /// each question.
+    /// away, a parent has only a moment for it: an office without an uplink must not wait for one
+    /// at each question.
     ///
     /// # Errors
     /// [`ServeError::Upstream`].
