@@ -73,7 +73,7 @@ cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
 "$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
 
 # Updaters, and a mkfs.erofs that packs with deflate, zstd and lzma too.
-DISTD_TEST_LATER_DEBIAN=$(later_debian "$PWD/target/tmp/later-debian" base-files erofs-utils systemd-container gpg gpgv swupdate)
+DISTD_TEST_LATER_DEBIAN=$(later_debian "$PWD/target/tmp/later-debian" base-files erofs-utils systemd-container gpg gpgv swupdate apt)
 export DISTD_TEST_LATER_DEBIAN
 if mkfs.erofs --help 2>&1 | grep -q zstd; then
   DISTD_TEST_NEWER_MKFS=$(command -v mkfs.erofs)

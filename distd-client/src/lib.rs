@@ -5,13 +5,15 @@
 //! metadata, copies the chunks that the device has, fetches the rest, verifies the whole and puts
 //! it in place. A pull that is killed anywhere is continued by the next call with the same request.
 //! [`share`] is the device's part in its site, [`follow`] its part in rollouts: it keeps a
-//! directory on the release of a channel. [`gateway`] gives releases to updaters that speak HTTP.
+//! directory on the release of a channel. [`gateway`] gives releases to updaters that speak HTTP,
+//! [`apt`] packages to apt.
 //! [`disk`] has the operations on the device's files and disks, [`failure`] the kinds of failures,
 //! [`progress`] the receiver of progress.
 //!
 //! The program `distd` is a thin command line on this library; `examples/pull.rs` is the smallest
 //! program that embeds it. docs/architecture.md places the device among the other parts.
 
+pub mod apt;
 pub mod config;
 pub mod disk;
 pub mod failure;

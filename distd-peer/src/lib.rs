@@ -20,6 +20,7 @@
 //! - [`serve`]: the answering side, for any [`serve::Content`].
 //! - [`share`]: the content of a device.
 //! - [`relay`]: the content of a relay, and its start; [`store`] keeps its chunks on disk.
+//! - [`apt`]: a proxy for apt.
 //! - [`gateway`]: releases as files over HTTP; [`listener`]: bounds of the connections of an HTTP
 //!   server.
 //!
@@ -37,6 +38,7 @@
 //! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
 //!   limit for log lines).
 
+pub mod apt;
 pub mod bundle;
 pub mod capabilities;
 mod changes;

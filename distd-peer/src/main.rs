@@ -99,6 +99,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         tracing::info!(recovered = ?running.recovered, "store recovered");
     }
     println!("relay listening on {}", running.address);
+    if let Some(address) = running.apt {
+        println!("proxy for apt on http://{address}");
+    }
     if let Some(address) = running.metrics {
         println!("metrics on http://{address}/metrics");
     }

@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::apt;
 use crate::clock::unix_now;
 use crate::gateway;
 use crate::net::MeterReading;
@@ -93,6 +94,29 @@ impl MetricsText {
         ]);
     }
 
+    /// Writes the counters of a proxy for apt.
+    fn apt(&mut self, proxy: &apt::Proxy) {
+        self.counters(&proxy.counters.all());
+        self.head("distd_apt_received_bytes_total", "counter", "Bytes of bodies received, by sender.");
+        let (mirror, relay) = proxy.received();
+        let _ = writeln!(self.0, "distd_apt_received_bytes_total{{source=\"mirror\"}} {mirror}");
+        let _ = writeln!(self.0, "distd_apt_received_bytes_total{{source=\"relay\"}} {relay}");
+        let store = proxy.store();
+        self.one("distd_apt_store_bytes", "gauge", "Bytes of the cache of packages.", store.bytes());
+        self.counters(&[
+            (
+                "distd_apt_evicted_total",
+                "Files removed from the cache to make room.",
+                &store.counters.evicted,
+            ),
+            (
+                "distd_apt_rotten_total",
+                "Files of the cache that were damaged on disk.",
+                &store.counters.rotten,
+            ),
+        ]);
+    }
+
     /// Writes the traffic fetched, by kind of sender; neighbours only if `neighbours` is given.
     fn fetched(&mut self, parents: &Parents, neighbours: Option<MeterReading>) {
         let (relay, origin) = parents.readings();
@@ -123,7 +147,7 @@ impl MetricsText {
 }
 
 /// Returns the metrics of a relay.
-pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
+pub fn of_relay(relay: &Relay, served: &ServeCounters, apt: Option<&apt::Proxy>) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-peer.");
     let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
@@ -162,6 +186,9 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
             &store.counters.evicted_segments,
         ),
     ]);
+    if let Some(apt) = apt {
+        out.apt(apt);
+    }
     out.0
 }
 
@@ -172,6 +199,7 @@ pub fn of_device(
     shared: &ShareCounters,
     served: &ServeCounters,
     gateway: Option<&gateway::Counters>,
+    apt: Option<&apt::Proxy>,
 ) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd.");
@@ -202,6 +230,9 @@ pub fn of_device(
                 &gateway.connections_refused,
             ),
         ]);
+    }
+    if let Some(apt) = apt {
+        out.apt(apt);
     }
     out.0
 }

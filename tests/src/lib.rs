@@ -1,6 +1,7 @@
 //! Shared helpers of the end-to-end tests: a realm of real processes on loopback, and artifacts to
 //! send through it.
 
+pub mod apt;
 pub mod artifacts;
 pub mod disks;
 pub mod faults;

@@ -54,12 +54,16 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         outbound,
         follow: FollowRequest::of(&settings, context.data())?,
         gateway: GatewayRequest::of(&settings, context.data())?,
+        apt: settings.apt().cloned(),
     };
     let agent = Agent::start(request).await?;
     println!("agent listening on {}", agent.address);
     if let Some(gateway) = &agent.gateway {
         let scheme = if gateway.is_tls { "https" } else { "http" };
         println!("gateway on {scheme}://{}/r/", gateway.address);
+    }
+    if let Some(address) = agent.apt.as_ref().and_then(|apt| apt.address) {
+        println!("proxy for apt on http://{address}");
     }
     if let Some(at) = agent.metrics {
         println!("metrics on http://{at}/metrics");

@@ -1,6 +1,7 @@
 //! The commands, one file each: every command takes arguments and prints one result.
 
 pub(crate) mod agent;
+pub(crate) mod apt;
 pub(crate) mod audit;
 pub(crate) mod channel;
 pub(crate) mod clean;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use distd_core::fleet::window::Window;
 use distd_core::names::{Name, Wanted};
+use distd_peer::apt::{self, AptSettings};
 use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::LimitsFile;
 use distd_peer::settings::{CommandLine, Resolved, SettingsError, SettingsFile, Source};
@@ -257,6 +258,7 @@ impl Values {
 pub struct Settings {
     values: Resolved<Values>,
     limits: LimitsFile,
+    apt: Option<AptSettings>,
     data: PathBuf,
 }
 
@@ -295,13 +297,18 @@ impl Settings {
             problems.push(format!("{}: {wrong}", path.display()));
             LimitsFile::default()
         });
+        let apt = values.sections.get(apt::SECTION).map(AptSettings::of_section).transpose();
+        let apt = apt.unwrap_or_else(|wrong| {
+            problems.push(format!("{}: {wrong}", path.display()));
+            None
+        });
         if !problems.is_empty() {
             return Err(ConfigError::Contents(SettingsError(problems)));
         }
         let filled = |name: &str| environment(name).filter(|text| !text.is_empty());
         let (values, problems) = TABLE.resolve(command_line, filled, file.as_ref());
         match problems.is_empty() {
-            true => Ok(Self { values, limits, data: data.to_owned() }),
+            true => Ok(Self { values, limits, apt, data: data.to_owned() }),
             false => Err(ConfigError::Settings(SettingsError(problems))),
         }
     }
@@ -322,6 +329,11 @@ impl Settings {
     /// Returns the section `[limits]`, which passed its checks.
     pub fn limits(&self) -> &LimitsFile {
         &self.limits
+    }
+
+    /// Returns the section `[apt]`; `None` for a device without a proxy for apt.
+    pub fn apt(&self) -> Option<&AptSettings> {
+        self.apt.as_ref()
     }
 
     /// Returns each value and its source as commented TOML, without secrets:

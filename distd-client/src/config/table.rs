@@ -6,6 +6,7 @@ use std::time::Duration;
 use distd_core::api::Word;
 use distd_core::fleet::window::{Window, WindowError};
 use distd_core::names::{Name, Wanted};
+use distd_peer::apt;
 use distd_peer::rates::time_zone;
 use distd_peer::settings::{Setting, Shown, Table, filled, flag, number, parsed, without_password};
 use serde::Deserialize;
@@ -553,5 +554,5 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Text(Word::from(s.downgrade).to_string()),
         },
     ],
-    sections: &[LIMITS],
+    sections: &[LIMITS, apt::SECTION],
 };

@@ -13,6 +13,7 @@ use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
+use distd_peer::apt::AptSettings;
 use distd_peer::enrollment::renew_regularly;
 use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{DeviceNode, Lateral, Sharing, installed};
+use crate::apt::DeviceProxy;
 use crate::failure::{Code, Failure, code_of};
 use crate::follow::{FollowRequest, Follower};
 use crate::gateway::{DeviceGateway, GatewayRequest};
@@ -72,6 +74,8 @@ pub struct AgentRequest {
     pub follow: Option<FollowRequest>,
     /// Gateway for other updaters; `None` for none.
     pub gateway: Option<GatewayRequest>,
+    /// Proxy for apt; `None` for none.
+    pub apt: Option<AptSettings>,
 }
 
 /// A running agent: a device that serves its neighbours, and follows a channel if it is told to.
@@ -89,6 +93,8 @@ pub struct Agent {
     follower: Option<Follower>,
     /// Gateway for other updaters.
     pub gateway: Option<DeviceGateway>,
+    /// Proxy for apt.
+    pub apt: Option<DeviceProxy>,
     news: Arc<Newsroom>,
 }
 
@@ -100,7 +106,8 @@ impl Agent {
     /// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
     /// [`DeviceNode::open`].
     pub async fn start(request: AgentRequest) -> anyhow::Result<Self> {
-        if !request.sharing.serves && request.follow.is_none() && request.gateway.is_none() {
+        let serves_nobody = request.follow.is_none() && request.gateway.is_none() && request.apt.is_none();
+        if !request.sharing.serves && serves_nobody {
             let error = anyhow!(
                 "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
             );
@@ -122,14 +129,30 @@ impl Agent {
             Some(gateway) => Some(DeviceGateway::open(gateway, news.clone()).await?),
             None => None,
         };
+        let apt = match request.apt {
+            Some(apt) => Some(DeviceProxy::open(apt, &node, request.sharing.connectivity).await?),
+            None => None,
+        };
         let (metrics, measuring) = match request.metrics {
-            Some(at) => give_metrics(at, &node, &lateral, gateway.as_ref())
+            Some(at) => give_metrics(at, &node, &lateral, gateway.as_ref(), apt.as_ref())
                 .await
                 .map(|(at, task)| (Some(at), Some(task)))?,
             None => (None, None),
         };
         let (outbound, serves) = (request.outbound, request.sharing.serves);
-        Ok(Self { address, metrics, node, lateral, outbound, measuring, serves, follower, gateway, news })
+        Ok(Self {
+            address,
+            metrics,
+            node,
+            lateral,
+            outbound,
+            measuring,
+            serves,
+            follower,
+            gateway,
+            apt,
+            news,
+        })
     }
 
     /// Runs until SIGTERM or ctrl-c.
@@ -137,7 +160,7 @@ impl Agent {
     /// # Errors
     /// When the system lets the process watch no signals.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { node, lateral, outbound, measuring, serves, follower, gateway, news, .. } = self;
+        let Self { node, lateral, outbound, measuring, serves, follower, gateway, apt, news, .. } = self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
         let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
         let wants_news = follower.is_some() || gateway.is_some();
@@ -152,6 +175,7 @@ impl Agent {
         let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
         let (stop, stopped) = watch::channel(false);
         let mut giving = gateway.map(|gateway| tokio::spawn(gateway.run(stopped.clone())));
+        let mut proxying = apt.map(|apt| tokio::spawn(apt.run(stopped.clone())));
         let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
         told_to_end().await?;
         renewing.abort();
@@ -164,9 +188,11 @@ impl Agent {
             // It lets short downloads end.
             let _ = tokio::time::timeout(STOP, giving).await;
         }
-        for task in
-            [measuring, announcing, following, giving, listening, Some(spreading)].into_iter().flatten()
-        {
+        if let Some(proxying) = &mut proxying {
+            let _ = tokio::time::timeout(STOP, proxying).await;
+        }
+        let tasks = [measuring, announcing, following, giving, proxying, listening, Some(spreading)];
+        for task in tasks.into_iter().flatten() {
             task.abort();
         }
         endpoint.close(close_code(CloseCode::Done), b"");
@@ -199,11 +225,13 @@ async fn give_metrics(
     node: &DeviceNode,
     lateral: &Arc<Lateral>,
     gateway: Option<&DeviceGateway>,
+    apt: Option<&DeviceProxy>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     let listener = metrics::listen(at).await.map_err(|e| Failure::new(Code::Usage, e.into()))?;
     let bound = listener.local_addr().context("the socket has no address")?;
     let (parents, lateral) = (node.parents.clone(), lateral.clone());
     let gateway = gateway.map(|gateway| gateway.counters.clone());
+    let apt = apt.map(|apt| apt.proxy.clone());
     let text = move || {
         let neighbours = lateral.neighbourhood.reading();
         metrics::of_device(
@@ -212,6 +240,7 @@ async fn give_metrics(
             &lateral.content.counters,
             &lateral.server.counters,
             gateway.as_deref(),
+            apt.as_deref(),
         )
     };
     Ok((bound, tokio::spawn(metrics::run(listener, text))))

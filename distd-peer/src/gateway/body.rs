@@ -16,7 +16,7 @@ use super::FileBytes;
 
 /// Piece of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     /// These bytes.
     Text(Bytes),
     /// Bytes of the file.
@@ -24,7 +24,7 @@ pub(super) enum Piece {
 }
 
 impl Piece {
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Text(text) => text.len() as u64,
             Self::Part(range) => range.end - range.start,
@@ -56,7 +56,7 @@ impl Body {
         Self::of(None, vec![Piece::Text(text.into())], false)
     }
 
-    pub(super) fn of(file: Option<Arc<dyn FileBytes>>, pieces: Vec<Piece>, part: bool) -> Self {
+    pub(crate) fn of(file: Option<Arc<dyn FileBytes>>, pieces: Vec<Piece>, part: bool) -> Self {
         let pieces: VecDeque<Piece> = pieces.into_iter().filter(|piece| piece.len() > 0).collect();
         let left = pieces.iter().map(Piece::len).sum();
         Self { file, pieces, part, left, reading: None, sent: None }

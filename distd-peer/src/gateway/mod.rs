@@ -50,6 +50,7 @@ use distd_core::names::Name;
 pub use address::{Address, AddressError, Item, Reference, shown_token, without_token};
 pub use answer::{Caller, Remembered, answer};
 pub use body::Body;
+pub(crate) use body::Piece;
 pub use ranges::{Asked, RANGES_MAX, parse_ranges};
 pub use refusal::Refusal;
 pub use serve::{Access, Counters, Gateway, serve};

@@ -28,7 +28,7 @@ use super::http2::{answered, asked, wire_error};
 use super::keep_alive::{Heard, keep_alive, keep_alive_with};
 use super::stream::{RecvStream, SendStream};
 use crate::trust::identity::PARENT_NAME;
-use crate::trust::tls::ALPN_HTTP2;
+use crate::trust::tls::{ALPN_APT, ALPN_HTTP2};
 
 /// Path to which streams are posted.
 pub(crate) const XFER_PATH: &str = "/v1/xfer";
@@ -180,8 +180,16 @@ pub(crate) struct Accepted<S = ServedStream> {
     certificates: Vec<CertificateDer<'static>>,
 }
 
+/// A connection whose handshake is done.
+pub(crate) enum Greeted {
+    /// One that carries streams.
+    Streams(Box<Accepted>),
+    /// One with requests to the proxy for apt, and the certificates that its peer has shown.
+    Apt(Box<ServedStream>, Vec<CertificateDer<'static>>),
+}
+
 impl Accepted {
-    /// Performs the TLS and HTTP/2 handshakes.
+    /// Performs the TLS handshake, and that of HTTP/2 unless the peer asks for the proxy for apt.
     ///
     /// # Errors
     /// The error of either handshake, or `TimedOut`.
@@ -189,7 +197,7 @@ impl Accepted {
         stream: TcpStream,
         remote: SocketAddr,
         tls: &TlsAcceptor,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Greeted> {
         // Frames are written as a whole, so waiting for more would only delay them. A socket that
         // refuses the option is about to fail anyway.
         let _ = stream.set_nodelay(true);
@@ -197,8 +205,12 @@ impl Accepted {
             let (wire, heard) = Heard::new(stream);
             let stream = tls.accept(wire).await?;
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let certificates = certificates.iter().map(|cert| cert.clone().into_owned()).collect();
-            Self::greet(stream, heard, remote, certificates).await
+            let certificates: Vec<_> = certificates.iter().map(|cert| cert.clone().into_owned()).collect();
+            if stream.get_ref().1.alpn_protocol() == Some(ALPN_APT) {
+                return Ok(Greeted::Apt(Box::new(stream), certificates));
+            }
+            let accepted = Self::greet(stream, heard, remote, certificates).await?;
+            Ok(Greeted::Streams(Box::new(accepted)))
         };
         tokio::time::timeout(HANDSHAKE, establish)
             .await

@@ -29,7 +29,7 @@ pub use endpoint::{
 };
 pub use enroll::{EnrollError, exchange_enroll};
 pub use error::{WireError, close_code, is_shut_out};
-pub(crate) use https::Accepted as HttpsAccepted;
+pub(crate) use https::{Accepted as HttpsAccepted, Greeted};
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};
 pub(crate) use local::Accepted as LocalAccepted;
 pub use local::LocalParent;

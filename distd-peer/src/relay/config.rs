@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::apt::{self, AptSettings};
 use crate::net::Transport;
 use crate::process::host_name;
 use crate::rates::{Limits, LimitsFile, Throttle};
@@ -41,6 +42,8 @@ pub struct RelayConfig {
     pub download: Option<Arc<Throttle>>,
     /// Bounds of the answering side.
     pub serve: ServeConfig,
+    /// Proxy for apt; `None` for none.
+    pub apt: Option<AptSettings>,
 }
 
 /// Values of all settings of a relay but its rate limits.
@@ -98,7 +101,7 @@ const LISTEN_PORT: u16 = 4433;
 /// Section of the file with the rate limits.
 const LIMITS: &str = "limits";
 
-/// Every setting of a relay. The file also has a section `[limits]`.
+/// Every setting of a relay. The file also has the sections `[limits]` and `[apt]`.
 pub const TABLE: Table<Values> = Table {
     settings: &[
         Setting {
@@ -242,13 +245,14 @@ pub const TABLE: Table<Values> = Table {
             show: |s| Shown::Number(s.cache_min_free_bytes.into()),
         },
     ],
-    sections: &[LIMITS],
+    sections: &[LIMITS, apt::SECTION],
 };
 
 /// Settings of a relay, with the layer that each value comes from.
 pub struct RelaySettings {
     values: Resolved<Values>,
     limits: Limits,
+    apt: Option<AptSettings>,
 }
 
 impl RelaySettings {
@@ -272,10 +276,16 @@ impl RelaySettings {
             }),
             None => Limits::default(),
         };
+        let apt = values.sections.get(apt::SECTION).map(AptSettings::of_section).transpose();
+        let apt = apt.unwrap_or_else(|wrong| {
+            let file = file.unwrap_or(Path::new("")).display();
+            problems.push(format!("{file}: {wrong}"));
+            None
+        });
         if values.is_default("data") && problems.is_empty() {
             problems.push("no directory for key and cache: name one with --data DIR".to_owned());
         }
-        if problems.is_empty() { Ok(Self { values, limits }) } else { Err(SettingsError(problems)) }
+        if problems.is_empty() { Ok(Self { values, limits, apt }) } else { Err(SettingsError(problems)) }
     }
 
     /// Returns each value and its source as commented TOML, without passwords: `run --effective`.
@@ -309,6 +319,7 @@ impl RelaySettings {
                 news_streams_max: self.values.news_streams_max,
                 ..ServeConfig::default()
             },
+            apt: self.apt,
         }
     }
 }

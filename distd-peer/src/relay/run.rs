@@ -10,9 +10,12 @@ use distd_core::error::Chain;
 use distd_core::swarm::SiteRule;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Relay, RelayConfig, import};
+use crate::apt;
 use crate::capabilities::Capabilities;
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
@@ -28,7 +31,9 @@ use crate::serve::{ServeConfig, Server, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity};
 use crate::trust::revoked::{self, Revoked};
-use crate::trust::tls::{Credentials, TlsError, TrustAnchor, https_parent, quic_client, quic_server};
+use crate::trust::tls::{
+    ALPN_APT, Credentials, TlsError, TrustAnchor, https_parent, quic_client, quic_server,
+};
 use crate::trust::token::JoinToken;
 use crate::trust::tuf::wire::{Answer, Query};
 use distd_core::role::Role;
@@ -85,6 +90,9 @@ pub enum StartError {
     /// The proxy cannot be used.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// The proxy for apt could not start.
+    #[error("could not start the proxy for apt")]
+    Apt(#[source] std::io::Error),
 }
 
 /// A running relay.
@@ -97,6 +105,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Address that metrics are served on; `None` if they are not configured.
     pub metrics: Option<SocketAddr>,
+    /// Address of the proxy for apt; `None` if it serves nodes alone, or there is none.
+    pub apt: Option<SocketAddr>,
     /// Result of opening the store.
     pub recovered: Recovered,
     endpoint: Endpoint,
@@ -159,21 +169,50 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let revoked = Revoked::load(&config.data.join("revoked"), &ca);
     let room = Newsroom::open(&config.data, ca.clone());
     let news = Some(room.clone());
-    let serve = ServeConfig { sites: Some(sites), revoked: revoked.clone(), news, ..config.serve.clone() };
+    let proxy = match config.apt.clone() {
+        Some(settings) => {
+            let directory = settings.directory_in(&config.data);
+            let opened = tokio::task::block_in_place(|| apt::Proxy::open(settings, &directory, None));
+            Some(opened.map_err(StartError::Apt)?)
+        }
+        None => None,
+    };
+    let serve = ServeConfig {
+        sites: Some(sites),
+        revoked: revoked.clone(),
+        news,
+        apt: proxy.clone(),
+        ..config.serve.clone()
+    };
     let server = Server::new(relay.clone(), serve);
     let mut tasks = JoinSet::new();
     let metrics = match config.metrics {
         Some(at) => {
             let listener = metrics::listen(at).await?;
             let bound = listener.local_addr().map_err(|cause| MetricsError::Bind(at, cause))?;
-            let (relay, served) = (relay.clone(), server.counters.clone());
-            tasks.spawn(metrics::run(listener, move || metrics::of_relay(&relay, &served)));
+            let (relay, served, apt) = (relay.clone(), server.counters.clone(), proxy.clone());
+            tasks.spawn(metrics::run(listener, move || metrics::of_relay(&relay, &served, apt.as_deref())));
             Some(bound)
         }
         None => None,
     };
     tasks.spawn(server.clone().run(endpoint.clone()));
-    tasks.spawn(server.clone().run_tcp(listener, https_parent(credentials.clone(), &ca)?));
+    let mut tls = https_parent(credentials.clone(), &ca)?;
+    let mut apt = None;
+    if let Some(proxy) = proxy {
+        tls.alpn_protocols.push(ALPN_APT.to_vec());
+        if let Some(at) = proxy.settings().listen {
+            let listener = TcpListener::bind(at).await.map_err(StartError::Apt)?;
+            apt = Some(listener.local_addr().map_err(StartError::Apt)?);
+            // The proxy ends with the other tasks.
+            let (going_on, stop) = watch::channel(false);
+            tasks.spawn(async move {
+                apt::serve(listener, proxy, stop).await;
+                drop(going_on);
+            });
+        }
+    }
+    tasks.spawn(server.clone().run_tcp(listener, tls));
     tasks.spawn(commit_regularly(store));
     tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
     let passing_on = relay.clone();
@@ -187,7 +226,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         tasks.spawn(import::import_regularly(relay.clone(), config.data.clone(), root.to_vec()));
     }
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
-    Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
+    Ok(Running { relay, server, address, metrics, apt, recovered, endpoint, tasks })
 }
 
 /// Enrols, and tries again for as long as no parent can be reached: at boot the network may come up

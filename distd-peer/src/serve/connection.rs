@@ -10,6 +10,8 @@ use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use quinn::Incoming;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,9 +21,10 @@ use super::budget::NodeBudget;
 use super::door::{STRANGER_TIME, Stranger};
 use super::sites::Member;
 use super::{Server, Swarm, batch, control, news, streams};
+use crate::apt;
 use crate::clock::unix_now;
-use crate::net::{Accepted, FrameReader, FrameWriter, HttpsAccepted, LocalAccepted, Meter};
-use crate::trust::tls::PeerIdentity;
+use crate::net::{Accepted, FrameReader, FrameWriter, Greeted, HttpsAccepted, LocalAccepted, Meter};
+use crate::trust::tls::{PeerIdentity, identity_in};
 
 /// How long a request stream waits for the handshake of its swarm, which travels on another stream.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
@@ -193,7 +196,8 @@ pub(super) async fn serve_tcp(
         () = place.lost() => return server.count_refused(),
     };
     match done {
-        Ok(accepted) => answer(server, Accepted::Https(Box::new(accepted)), place).await,
+        Ok(Greeted::Streams(accepted)) => answer(server, Accepted::Https(accepted), place).await,
+        Ok(Greeted::Apt(stream, chain)) => serve_apt(server, *stream, &chain, remote, place).await,
         Err(error) => unusable(&server, remote, &error),
     }
 }
@@ -204,6 +208,36 @@ pub(super) async fn serve_local(server: Arc<Server>, accepted: LocalAccepted) {
     match server.door.stranger(accepted.remote()) {
         Some(place) => answer(server, accepted, place).await,
         None => accepted.close(CloseCode::Busy),
+    }
+}
+
+/// Serves a connection with requests to the proxy for apt, under the same rules as any other of a
+/// node.
+async fn serve_apt(
+    server: Arc<Server>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    chain: &[CertificateDer<'static>],
+    remote: SocketAddr,
+    stranger: Stranger,
+) {
+    server.counters.connections.fetch_add(1, Ordering::Relaxed);
+    let identity = match identity_in(chain, unix_now()) {
+        Ok(identity) if !server.config.revoked.holds(&identity.node_id) => identity,
+        Ok(_) => return server.count_refused(),
+        Err(error) => return unusable(&server, remote, &error),
+    };
+    let proxy = server.config.apt.clone();
+    let (Some(proxy), Some(mut place)) = (proxy, server.door.node(identity.node_id, identity.role)) else {
+        return server.count_refused();
+    };
+    drop(stranger);
+    let left = Duration::from_secs(identity.expires.saturating_sub(unix_now()));
+    // The connection ends with the process; the sender lives as long as the connection.
+    let (_going_on, stop) = watch::channel(false);
+    tokio::select! {
+        _ = tokio::time::timeout(left, apt::serve_node(stream, remote, proxy, stop)) => {}
+        () = server.config.revoked.until(identity.node_id) => {}
+        () = place.lost() => server.count_refused(),
     }
 }
 

@@ -76,6 +76,7 @@ use tokio_rustls::TlsAcceptor;
 use self::budget::Budgets;
 use self::door::Door;
 use self::slots::Slots;
+use crate::apt;
 use crate::capabilities::Permit;
 use crate::net::LocalAccepted;
 use crate::news::Newsroom;
@@ -223,6 +224,8 @@ pub struct ServeConfig {
     /// Maximum number of news streams. Each keeps a connection open, so nodes that are refused one
     /// poll, and the other connections are for those that fetch.
     pub news_streams_max: usize,
+    /// Proxy for apt that nodes may use; without it, connections for one are refused.
+    pub apt: Option<Arc<apt::Proxy>>,
 }
 
 impl Default for ServeConfig {
@@ -238,6 +241,7 @@ impl Default for ServeConfig {
             revoked: Arc::default(),
             news: None,
             news_streams_max: 2048,
+            apt: None,
         }
     }
 }

@@ -23,6 +23,9 @@ use distd_core::role::Role;
 
 pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 
+/// ALPN of the requests of a device to the proxy of its relay (docs/apt.md).
+pub(crate) const ALPN_APT: &[u8] = b"distd-apt/1";
+
 /// ALPN of HTTP/2.
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
@@ -361,6 +364,15 @@ pub fn gateway_server(
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Client configuration for servers of the public web, verified by `roots`.
+pub(crate) fn public_client(roots: RootCertStore) -> ClientConfig {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 fn into_quic_server(config: ServerConfig) -> quinn::ServerConfig {

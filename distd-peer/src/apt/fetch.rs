@@ -1,0 +1,370 @@
+//! Files whose hash an index lists: from the cache, a download under way, the relay, the mirror.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use bytes::{Bytes, BytesMut};
+use distd_core::error::Chain;
+use futures::Stream;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+
+use super::Proxy;
+use super::address::Address;
+use super::counters::count;
+use super::flight::{Failure, Flight, HELD_BACK, Writer};
+use super::index::Sum;
+use super::mirror::{self, Answer};
+use super::reply::{date, date_of};
+use super::store::{Partial, Stored, finish};
+
+/// Times that a download goes on after a mirror broke off, and the pause before each.
+const RESUMED_MAX: u32 = 5;
+const RESUME_PAUSE: Duration = Duration::from_millis(500);
+
+/// Largest file whose hash is verified before the response begins: a failure then has a status.
+const WHOLE_FIRST_BYTES: u64 = 1 << 20;
+
+/// A file that is being given.
+pub(super) enum Given {
+    /// It is here.
+    Whole(Arc<Stored>),
+    /// It arrives.
+    Arriving(Arc<Flight>),
+    /// It is passed on without being kept.
+    Passed(Box<Answer>),
+}
+
+impl Proxy {
+    /// Opens a file of the cache.
+    pub(super) async fn cached(self: &Arc<Self>, sum: &Sum) -> Option<Arc<Stored>> {
+        let (store, sha256) = (self.store.clone(), sum.sha256);
+        if !store.has(&sha256) {
+            return None;
+        }
+        let stored = tokio::task::spawn_blocking(move || store.get(&sha256)).await.ok().flatten()?;
+        (stored.sum == *sum).then_some(stored)
+    }
+
+    /// Gets a file that an index lists, or that a device asks for by its hash. With `whole` the
+    /// file is complete when it is returned.
+    pub(super) async fn listed(
+        self: &Arc<Self>,
+        address: &Address,
+        sum: Sum,
+        whole: bool,
+    ) -> Result<Given, Failure> {
+        if let Some(stored) = self.cached(&sum).await {
+            count(&self.counters.hits);
+            return Ok(Given::Whole(stored));
+        }
+        // A second time when the relay sent wrong bytes: the mirror alone is asked then.
+        for is_last in [false, true] {
+            let Some(flight) = self.join(address, sum) else { break };
+            let got = match whole || sum.bytes <= WHOLE_FIRST_BYTES {
+                true => flight.ended().await.map(Given::Whole),
+                false => flight.begun().await.map(|()| Given::Arriving(flight)),
+            };
+            match got {
+                Err(Failure::WrongBytes(_)) if !is_last && self.relays.is_some() => {}
+                Err(Failure::Disk) => break,
+                got => return got,
+            }
+        }
+        self.pass_on(address, sum).await
+    }
+
+    /// The download of a file; a new one unless it is under way. `None` when there is no room.
+    fn join(self: &Arc<Self>, address: &Address, sum: Sum) -> Option<Arc<Flight>> {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&sum.sha256)
+            && flight.sum == sum
+            && !flight.is_over()
+        {
+            count(&self.counters.joined);
+            return Some(flight.clone());
+        }
+        let begun = self
+            .store
+            .begin(sum.bytes)
+            .map(|partial| Flight::new(sum, &partial).map(|flight| (flight, partial)));
+        let (flight, partial) = match begun? {
+            Ok(begun) => begun,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "a download cannot begin");
+                return None;
+            }
+        };
+        flights.insert(sum.sha256, flight.clone());
+        drop(flights);
+        count(&self.counters.downloads);
+        let (proxy, address, under_way) = (self.clone(), address.clone(), flight.clone());
+        tokio::spawn(async move {
+            let end = proxy.download(&under_way, partial, &address).await;
+            if let Err(failure) = &end {
+                tracing::info!(%address, %failure, "a download failed");
+                if matches!(failure, Failure::WrongBytes(_)) {
+                    count(&proxy.counters.wrong);
+                    proxy.was_wrong(&under_way.sum);
+                }
+            }
+            under_way.end(end);
+            let mut flights = proxy.flights();
+            if flights.get(&sum.sha256).is_some_and(|flight| Arc::ptr_eq(flight, &under_way)) {
+                flights.remove(&sum.sha256);
+            }
+        });
+        Some(flight)
+    }
+
+    /// Downloads a file into the cache.
+    async fn download(
+        self: &Arc<Self>,
+        flight: &Arc<Flight>,
+        partial: Partial,
+        address: &Address,
+    ) -> Result<Arc<Stored>, Failure> {
+        let Ok(_permit) = self.downloads.acquire().await else {
+            return Err(Failure::Unreachable("the proxy stops".into()));
+        };
+        let mut writer = Writer::new(flight, &partial).map_err(|_| Failure::Disk)?;
+        let is_of_relay = self.download_from_relay(flight, &mut writer, address).await?;
+        if writer.written < flight.sum.bytes || !is_of_relay {
+            self.download_from_mirror(flight, &mut writer, address).await?;
+        }
+        if !writer.is_right() {
+            if is_of_relay && let Some(relays) = &self.relays {
+                relays.sent_wrong_bytes();
+            }
+            return Err(Failure::WrongBytes("the bytes are not those that the index lists".into()));
+        }
+        if is_of_relay {
+            count(&self.counters.relay_files);
+        }
+        let modified = *flight.modified.get_or_init(|| date_of(&flight.sum.sha256));
+        let sum = flight.sum;
+        let kept = tokio::task::spawn_blocking(move || partial.keep(sum, modified)).await;
+        match kept {
+            Ok(Ok(stored)) => Ok(stored),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %Chain(&error), "a file cannot be kept");
+                Err(Failure::Disk)
+            }
+            Err(_) => Err(Failure::Disk),
+        }
+    }
+
+    /// Takes the file, or its beginning, from a relay. Returns whether some of it came from there.
+    async fn download_from_relay(
+        &self,
+        flight: &Arc<Flight>,
+        writer: &mut Writer,
+        address: &Address,
+    ) -> Result<bool, Failure> {
+        let Some(relays) = self.relays.as_ref().filter(|relays| !relays.is_none()) else { return Ok(false) };
+        if let Some(mut answer) = relays.get(address, &self.via(), Some(flight.sum)).await
+            && answer.status == StatusCode::OK
+            && answer.length() == Some(flight.sum.bytes)
+        {
+            self.note_date(flight, &answer);
+            match writer.take(&mut answer, 0).await {
+                Ok(()) => return Ok(true),
+                Err(Failure::Disk) => return Err(Failure::Disk),
+                Err(failure) => tracing::info!(%address, %failure, "the relay broke off"),
+            }
+        }
+        count(&self.counters.relay_failed);
+        Ok(writer.written > 0)
+    }
+
+    /// Takes the rest of the file from the mirror.
+    async fn download_from_mirror(
+        &self,
+        flight: &Arc<Flight>,
+        writer: &mut Writer,
+        address: &Address,
+    ) -> Result<(), Failure> {
+        let mut resumed = 0;
+        loop {
+            let before = writer.written;
+            let failure = match self.take_from_mirror(flight, writer, address).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            };
+            let may_go_on = matches!(failure, Failure::Unreachable(_)) && writer.written > before;
+            if !may_go_on || resumed == RESUMED_MAX {
+                return Err(failure);
+            }
+            resumed += 1;
+            count(&self.counters.resumed);
+            tracing::info!(%address, %failure, written = writer.written, "a download goes on after a failure");
+            tokio::time::sleep(RESUME_PAUSE * resumed).await;
+        }
+    }
+
+    async fn take_from_mirror(
+        &self,
+        flight: &Arc<Flight>,
+        writer: &mut Writer,
+        address: &Address,
+    ) -> Result<(), Failure> {
+        let bytes = flight.sum.bytes;
+        let mut headers = self.via();
+        if writer.written > 0 {
+            let range = HeaderValue::try_from(format!("bytes={}-", writer.written));
+            headers.insert(header::RANGE, range.map_err(|_| Failure::Disk)?);
+        }
+        let mut answer = self.mirrors.get(&Method::GET, address, &headers).await?;
+        let from = match answer.status {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                range_start(&answer, bytes).filter(|from| *from <= writer.written).ok_or_else(|| {
+                    Failure::WrongBytes("the mirror sends another part than it was asked for".into())
+                })?
+            }
+            status => return Err(Failure::Status(status)),
+        };
+        if let Some(length) = answer.length()
+            && length != bytes - from
+        {
+            let text =
+                format!("the mirror has another file there: {} bytes instead of {bytes}", from + length);
+            return Err(Failure::WrongBytes(text));
+        }
+        self.note_date(flight, &answer);
+        writer.take(&mut answer, from).await
+    }
+
+    /// Settles the date of a file that begins to arrive.
+    fn note_date(&self, flight: &Flight, answer: &Answer) {
+        let modified = answer.modified().unwrap_or_else(|| date_of(&flight.sum.sha256));
+        // Later answers of the same download change nothing.
+        let _ = flight.modified.set(modified);
+    }
+
+    /// Begins to pass a file on that is not kept.
+    async fn pass_on(&self, address: &Address, sum: Sum) -> Result<Given, Failure> {
+        count(&self.counters.unstored);
+        if let Some(relays) = &self.relays
+            && !relays.is_none()
+        {
+            match relays.get(address, &self.via(), Some(sum)).await {
+                Some(answer) if answer.status == StatusCode::OK && answer.length() == Some(sum.bytes) => {
+                    return Ok(Given::Passed(Box::new(answer)));
+                }
+                _ => count(&self.counters.relay_failed),
+            }
+        }
+        let answer = self.mirrors.get(&Method::GET, address, &self.via()).await?;
+        match (answer.status, answer.length()) {
+            (StatusCode::OK, length) if length.is_none_or(|length| length == sum.bytes) => {
+                Ok(Given::Passed(Box::new(answer)))
+            }
+            (StatusCode::OK, _) => {
+                count(&self.counters.wrong);
+                Err(Failure::WrongBytes("the mirror has another file there".into()))
+            }
+            (status, _) => Err(Failure::Status(status)),
+        }
+    }
+
+    /// Bytes that mirrors and relays have sent.
+    pub fn received(&self) -> (u64, u64) {
+        (self.mirrors.received(), self.relays.as_ref().map_or(0, |relays| relays.received()))
+    }
+
+    /// Header fields of every request of this proxy.
+    pub(super) fn via(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Ok(via) = HeaderValue::try_from(format!("1.1 {}", self.name)) {
+            headers.insert(header::VIA, via);
+        }
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("distd/", env!("CARGO_PKG_VERSION"))),
+        );
+        headers
+    }
+
+    /// Header fields of a question whether a file is still the one of that date.
+    pub(super) fn if_changed(&self, modified: Option<u64>, etag: Option<&str>) -> HeaderMap {
+        let mut headers = self.via();
+        if let Some(Ok(since)) = modified.map(|modified| HeaderValue::try_from(date(modified))) {
+            headers.insert(header::IF_MODIFIED_SINCE, since);
+        }
+        if let Some(Ok(etag)) = etag.map(HeaderValue::from_str) {
+            headers.insert(header::IF_NONE_MATCH, etag);
+        }
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=0"));
+        headers
+    }
+}
+
+/// First byte of the part that an answer has, if the whole has `bytes`.
+fn range_start(answer: &Answer, bytes: u64) -> Option<u64> {
+    let text = answer.headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    let (range, whole) = text.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    (whole == "*" || whole.parse() == Ok(bytes))
+        .then_some(first)
+        .filter(|first| *first <= last && last < bytes)
+}
+
+/// Stream of a file that is not kept. Its last 64 KiB come when its hash is right; else the stream
+/// ends with an error.
+pub(super) fn verified(
+    answer: Answer,
+    sum: Sum,
+    proxy: Arc<Proxy>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    struct Passing {
+        answer: Option<Answer>,
+        context: digest::Context,
+        held: BytesMut,
+        bytes: u64,
+    }
+    let context = digest::Context::new(&digest::SHA256);
+    let passing = Passing { answer: Some(answer), context, held: BytesMut::new(), bytes: 0 };
+    let wrong = move || {
+        proxy.counters.wrong.fetch_add(1, Ordering::Relaxed);
+        io::Error::new(io::ErrorKind::InvalidData, "the bytes are not those that the index lists")
+    };
+    futures::stream::try_unfold((passing, wrong), move |(mut passing, wrong)| async move {
+        loop {
+            let Some(answer) = &mut passing.answer else { return Ok(None) };
+            match answer.next().await.map_err(io::Error::other)? {
+                Some(bytes) => {
+                    passing.bytes += bytes.len() as u64;
+                    if passing.bytes > sum.bytes {
+                        return Err(wrong());
+                    }
+                    passing.context.update(&bytes);
+                    passing.held.extend_from_slice(&bytes);
+                    let ready = passing.held.len().saturating_sub(HELD_BACK as usize);
+                    if ready > 0 {
+                        let bytes = passing.held.split_to(ready).freeze();
+                        return Ok(Some((bytes, (passing, wrong))));
+                    }
+                }
+                None => {
+                    passing.answer = None;
+                    if passing.bytes != sum.bytes || finish(passing.context.clone()) != sum.sha256 {
+                        return Err(wrong());
+                    }
+                    let bytes = std::mem::take(&mut passing.held).freeze();
+                    if !bytes.is_empty() {
+                        return Ok(Some((bytes, (passing, wrong))));
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Stream of a body that no index lists.
+pub(super) fn unlisted(answer: Answer) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    mirror::stream(answer)
+}

@@ -1,0 +1,400 @@
+//! Requests to mirrors and to the relay: connections that are used again, redirects, and a time
+//! limit for each pause.
+//!
+//! A limit bounds the silence of a server, never the whole of a download: a slow line is no fault.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::address::{Address, AddressError};
+use super::reach::{Reach, Unreachable};
+
+/// Most redirects of one request.
+const REDIRECTS_MAX: usize = 5;
+
+/// Largest head of a response, bytes.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+/// Time for which an idle connection is kept, and most of them for one host.
+const IDLE: Duration = Duration::from_secs(10);
+const IDLE_MAX: usize = 8;
+
+/// Most hosts with idle connections.
+const HOSTS_MAX: usize = 64;
+
+/// Certificates of the authorities that the system trusts.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Reason why a mirror gave no answer, or no whole one.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// The host may not be asked, or cannot be reached.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    /// A redirect leads to no address.
+    #[error("{0} redirects to an unusable address")]
+    Redirect(String, #[source] AddressError),
+    /// Redirects lead to redirects.
+    #[error("{0} redirects more than 5 times")]
+    Redirects(String),
+    /// The connection broke, or the answer is no HTTP.
+    #[error("the connection to {0} broke off")]
+    Broken(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No bytes came for too long.
+    #[error("{0} sent nothing for {1} s")]
+    Stalled(String, u64),
+    /// TLS failed.
+    #[error("no TLS with {0}")]
+    Tls(String, #[source] io::Error),
+}
+
+impl MirrorError {
+    /// Whether the proxy itself refused, so that another try changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Redirect(..)
+                | Self::Redirects(_)
+                | Self::Unreachable(Unreachable::Host(_) | Unreachable::Private(..))
+        )
+    }
+}
+
+/// Connection of HTTP/1.1, whatever is below it.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// An idle connection, and since when it is.
+type Idle = (SendRequest<String>, Instant);
+
+/// Idle connections by the name of their host.
+#[derive(Debug, Default)]
+pub(super) struct Pool(Mutex<HashMap<String, Vec<Idle>>>);
+
+impl Pool {
+    fn take(&self, host: &str) -> Option<SendRequest<String>> {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = hosts.get_mut(host)?;
+        while let Some((sender, since)) = idle.pop() {
+            if since.elapsed() < IDLE && !sender.is_closed() {
+                return Some(sender);
+            }
+        }
+        hosts.remove(host);
+        None
+    }
+
+    fn put(&self, host: &str, sender: SendRequest<String>) {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= HOSTS_MAX {
+            hosts.retain(|_, idle| idle.iter().any(|(_, since)| since.elapsed() < IDLE));
+        }
+        if hosts.len() < HOSTS_MAX || hosts.contains_key(host) {
+            let idle = hosts.entry(host.to_owned()).or_default();
+            if idle.len() < IDLE_MAX {
+                idle.push((sender, Instant::now()));
+            }
+        }
+    }
+}
+
+/// Answer of a server. Its body is read with [`Answer::next`].
+#[derive(Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: StatusCode,
+    /// Header fields.
+    pub headers: HeaderMap,
+    body: Incoming,
+    /// Connection to give back when the body was read.
+    sender: Option<SendRequest<String>>,
+    pool: Arc<Pool>,
+    host: String,
+    stall: Duration,
+    received: Arc<AtomicU64>,
+}
+
+impl Answer {
+    /// Reads the next bytes of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`MirrorError::Broken`] when the body ends before its length, [`MirrorError::Stalled`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, MirrorError> {
+        loop {
+            let frame = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx));
+            let frame = tokio::time::timeout(self.stall, frame).await.map_err(|_| self.stalled())?;
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) if !bytes.is_empty() => {
+                        self.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        return Ok(Some(bytes));
+                    }
+                    _ => {}
+                },
+                Some(Err(error)) => return Err(MirrorError::Broken(self.host.clone(), error.into())),
+                None => {
+                    if let Some(sender) = self.sender.take() {
+                        self.pool.put(&self.host, sender);
+                    }
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    fn stalled(&self) -> MirrorError {
+        MirrorError::Stalled(self.host.clone(), self.stall.as_secs())
+    }
+
+    /// Reads a body of at most `most` bytes; `None` for a longer one.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn all(&mut self, most: u64) -> Result<Option<Vec<u8>>, MirrorError> {
+        let mut out = Vec::new();
+        while let Some(bytes) = self.next().await? {
+            if out.len() as u64 + bytes.len() as u64 > most {
+                return Ok(None);
+            }
+            out.extend_from_slice(&bytes);
+        }
+        Ok(Some(out))
+    }
+
+    /// Length that the header states, bytes.
+    pub fn length(&self) -> Option<u64> {
+        self.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    }
+
+    /// `Last-Modified`, unix seconds.
+    pub fn modified(&self) -> Option<u64> {
+        let text = self.headers.get(header::LAST_MODIFIED)?.to_str().ok()?;
+        let time = httpdate::parse_http_date(text).ok()?;
+        time.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())
+    }
+}
+
+/// Sends a request over `sender`, and waits for the head of the answer.
+async fn exchange(
+    mut sender: SendRequest<String>,
+    request: Request<String>,
+    host: &str,
+    stall: Duration,
+) -> Result<(http::Response<Incoming>, SendRequest<String>), MirrorError> {
+    let broken = |error: hyper::Error| MirrorError::Broken(host.to_owned(), error.into());
+    let answered = async {
+        sender.ready().await.map_err(broken)?;
+        sender.send_request(request).await.map_err(broken)
+    };
+    let answered = tokio::time::timeout(stall, answered).await;
+    let response =
+        answered.unwrap_or_else(|_| Err(MirrorError::Stalled(host.to_owned(), stall.as_secs())))?;
+    Ok((response, sender))
+}
+
+/// Client of one kind of servers.
+pub(super) struct Client {
+    pool: Arc<Pool>,
+    stall: Duration,
+    /// Bytes of bodies that were received.
+    pub(super) received: Arc<AtomicU64>,
+}
+
+impl Client {
+    /// A client whose servers may be silent for `stall`.
+    pub(super) fn new(stall: Duration) -> Self {
+        Self { pool: Arc::default(), stall, received: Arc::default() }
+    }
+
+    /// Sends a request over an idle connection to `host`, or over one that `connect` makes.
+    pub(super) async fn send<F>(
+        &self,
+        host: &str,
+        request: Request<()>,
+        connect: impl FnOnce() -> F,
+    ) -> Result<Answer, MirrorError>
+    where
+        F: Future<Output = Result<Box<dyn Wire>, MirrorError>>,
+    {
+        let again = || {
+            let mut again = Request::new(String::new());
+            *again.method_mut() = request.method().clone();
+            *again.uri_mut() = request.uri().clone();
+            *again.headers_mut() = request.headers().clone();
+            again
+        };
+        if let Some(sender) = self.pool.take(host) {
+            match exchange(sender, again(), host, self.stall).await {
+                Ok(answered) => return Ok(self.answer(host, answered)),
+                // The server may have closed an idle connection at any time.
+                Err(MirrorError::Broken(..)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let wire = connect().await?;
+        let broken = |error: hyper::Error| MirrorError::Broken(host.to_owned(), error.into());
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(HEAD_BYTES_MAX);
+        let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(broken)?;
+        // The connection ends with its sender, or when the server closes it.
+        tokio::spawn(connection);
+        let answered = exchange(sender, again(), host, self.stall).await?;
+        Ok(self.answer(host, answered))
+    }
+
+    fn answer(&self, host: &str, answered: (http::Response<Incoming>, SendRequest<String>)) -> Answer {
+        let (response, sender) = answered;
+        let (parts, body) = response.into_parts();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+            sender: Some(sender),
+            pool: self.pool.clone(),
+            host: host.to_owned(),
+            stall: self.stall,
+            received: self.received.clone(),
+        }
+    }
+}
+
+/// Client of the mirrors.
+pub(super) struct Mirrors {
+    reach: Reach,
+    client: Client,
+    tls: OnceLock<Option<TlsConnector>>,
+    /// Whether packets may go to them.
+    is_allowed: bool,
+}
+
+impl Mirrors {
+    /// A client of the hosts in `reach`, which may be silent for `stall`.
+    pub(super) fn new(reach: Reach, stall: Duration, is_allowed: bool) -> Self {
+        Self { reach, client: Client::new(stall), tls: OnceLock::new(), is_allowed }
+    }
+
+    /// Hosts that are asked.
+    pub(super) fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    /// Bytes of bodies that mirrors have sent.
+    pub(super) fn received(&self) -> u64 {
+        self.client.received.load(Ordering::Relaxed)
+    }
+
+    /// Opens a connection to a host.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub(super) async fn open(&self, host: &str, port: u16) -> Result<TcpStream, Unreachable> {
+        if !self.is_allowed {
+            return Err(Unreachable::Kept(host.to_owned()));
+        }
+        self.reach.connect(host, port).await
+    }
+
+    /// Asks for a file with these header fields, and follows redirects.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub(super) async fn get(
+        &self,
+        method: &Method,
+        address: &Address,
+        headers: &HeaderMap,
+    ) -> Result<Answer, MirrorError> {
+        let mut at = address.clone();
+        for _ in 0..=REDIRECTS_MAX {
+            let answer = self.get_one(method, &at, headers).await?;
+            let location = match answer.status.as_u16() {
+                301 | 302 | 303 | 307 | 308 => answer.headers.get(header::LOCATION),
+                _ => return Ok(answer),
+            };
+            let unusable = |error| MirrorError::Redirect(at.to_string(), error);
+            let location = location.and_then(|location| location.to_str().ok()).unwrap_or_default();
+            let next = at.join(location).map_err(unusable)?;
+            if at.is_tls && !next.is_tls {
+                return Err(unusable(AddressError::Scheme));
+            }
+            self.reach.check_redirect(&next)?;
+            at = next;
+        }
+        Err(MirrorError::Redirects(address.to_string()))
+    }
+
+    async fn get_one(
+        &self,
+        method: &Method,
+        at: &Address,
+        headers: &HeaderMap,
+    ) -> Result<Answer, MirrorError> {
+        let host = format!("{}{}", if at.is_tls { "https://" } else { "" }, at.authority());
+        let mut request = Request::new(());
+        *request.method_mut() = method.clone();
+        let broken =
+            |error: Box<dyn std::error::Error + Send + Sync>| MirrorError::Broken(host.clone(), error);
+        *request.uri_mut() = at.path.parse().map_err(|error: http::uri::InvalidUri| broken(error.into()))?;
+        *request.headers_mut() = headers.clone();
+        let name = HeaderValue::try_from(at.authority()).map_err(|error| broken(error.into()))?;
+        request.headers_mut().insert(header::HOST, name);
+        self.client.send(&host, request, || self.connect(at)).await
+    }
+
+    async fn connect(&self, at: &Address) -> Result<Box<dyn Wire>, MirrorError> {
+        let stream = self.open(&at.host, at.port).await?;
+        if !at.is_tls {
+            return Ok(Box::new(stream));
+        }
+        let failed = |error| MirrorError::Tls(at.authority(), error);
+        let connector = self.tls.get_or_init(|| connector(Path::new(AUTHORITIES))).as_ref();
+        let connector = connector.ok_or_else(|| {
+            failed(io::Error::new(io::ErrorKind::NotFound, format!("{AUTHORITIES} has no certificates")))
+        })?;
+        let name = ServerName::try_from(at.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+        let connecting = connector.connect(name, stream);
+        let connected = tokio::time::timeout(self.client.stall, connecting).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        Ok(Box::new(connected.map_err(failed)?))
+    }
+}
+
+/// Makes the client of TLS that trusts the authorities in `path`; `None` when it has none.
+fn connector(path: &Path) -> Option<TlsConnector> {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = CertificateDer::pem_file_iter(path).ok()?;
+    let (added, _) = roots.add_parsable_certificates(found.flatten());
+    (added > 0).then(|| TlsConnector::from(Arc::new(crate::trust::tls::public_client(roots))))
+}
+
+/// Stream of a body that is passed on as it comes.
+pub(super) fn stream(answer: Answer) -> impl futures::Stream<Item = io::Result<Bytes>> + Send {
+    futures::stream::unfold(Some(answer), |answer| async {
+        let mut answer = answer?;
+        match answer.next().await {
+            Ok(Some(bytes)) => Some((Ok(bytes), Some(answer))),
+            Ok(None) => None,
+            Err(error) => Some((Err(io::Error::other(error)), None)),
+        }
+    })
+    .fuse()
+}

@@ -1,0 +1,447 @@
+//! `Release` files, which change at their address: when they are asked for again, how their
+//! signatures are checked, and which are kept for when no mirror answers.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::error::Chain;
+use http::{HeaderMap, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::Proxy;
+use super::address::Address;
+use super::counters::count;
+use super::flight::Failure;
+use super::index::{self, Sum};
+use super::mirror::{Answer, MirrorError};
+use super::reply::{Described, date_of};
+use super::signatures::{self, Signatures, Verdict};
+use super::store::{Stored, sha256};
+use crate::clock::unix_now;
+use crate::gateway::FileBytes;
+
+/// Largest `Release` file. The largest of Debian has 200 KB.
+const RELEASE_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest detached signature.
+const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
+
+/// Time for which an answer of the mirror is good: the machines of a site that update at once cost
+/// one question.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// Most addresses that are remembered.
+const KNOWN_MAX: usize = 4096;
+
+/// Largest file about one address.
+const KNOWN_BYTES_MAX: u64 = 16 << 10;
+
+/// Last answer of a mirror about a `Release` file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    address: String,
+    sha256: String,
+    bytes: u64,
+    /// `Last-Modified`, unix seconds; by the hash where the mirror gives none.
+    pub(super) modified: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    /// Whether the mirror gave the date.
+    is_dated: bool,
+    /// Whether a key of this machine has signed it.
+    is_verified: bool,
+    /// When the mirror was last asked, unix seconds.
+    #[serde(skip)]
+    checked: u64,
+}
+
+impl Known {
+    pub(super) fn sum(&self) -> Option<Sum> {
+        Some(Sum { sha256: hex::decode(&self.sha256).ok()?.try_into().ok()?, bytes: self.bytes })
+    }
+}
+
+/// Last answers, in memory and on disk.
+#[derive(Debug)]
+pub(super) struct Releases {
+    dir: PathBuf,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+impl Releases {
+    /// Reads what is known from `dir`.
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let mut known = HashMap::new();
+        for entry in fs::read_dir(dir)?.flatten().take(KNOWN_MAX) {
+            let is_short = entry.metadata().is_ok_and(|meta| meta.len() <= KNOWN_BYTES_MAX);
+            let read = is_short.then(|| fs::read(entry.path()).ok()).flatten();
+            match read.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok()) {
+                Some(one) => drop(known.insert(one.address.clone(), one)),
+                // It is learnt again at the next request.
+                None => drop(fs::remove_file(entry.path())),
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), known: Mutex::new(known) })
+    }
+
+    fn path(&self, address: &str) -> PathBuf {
+        self.dir.join(format!("{}.json", blake3::hash(address.as_bytes()).to_hex()))
+    }
+
+    pub(super) fn get(&self, address: &Address) -> Option<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&address.to_string()).cloned()
+    }
+
+    /// Sums of all files that are known.
+    pub(super) fn sums(&self) -> Vec<Sum> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter_map(Known::sum).collect()
+    }
+
+    /// Remembers an answer. Returns the one before.
+    fn put(&self, known: Known) -> Option<Known> {
+        let path = self.path(&known.address);
+        let text = serde_json::to_vec(&known).unwrap_or_default();
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+            file.write_all(&text)?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        };
+        if let Err(error) = write() {
+            tracing::warn!(error = %Chain(&error), "a Release file is not remembered after a restart");
+        }
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= KNOWN_MAX && !all.contains_key(&known.address) {
+            let oldest = all.values().min_by_key(|known| known.checked).map(|known| known.address.clone());
+            if let Some(oldest) = oldest {
+                all.remove(&oldest);
+                // One that stays is known again after the next start, no more.
+                let _ = fs::remove_file(self.path(&oldest));
+            }
+        }
+        all.insert(known.address.clone(), known)
+    }
+
+    fn was_checked(&self, address: &Address) {
+        if let Some(known) =
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&address.to_string())
+        {
+            known.checked = unix_now();
+        }
+    }
+}
+
+/// A `Release` file for a client.
+pub(super) struct Release {
+    pub(super) described: Described,
+    pub(super) file: Arc<dyn FileBytes>,
+}
+
+impl Release {
+    fn of(stored: Arc<Stored>, is_stale: bool) -> Self {
+        let described = Described { sum: stored.sum, modified: stored.modified, is_stale };
+        Self { described, file: Arc::new(stored) }
+    }
+}
+
+/// A file that could not be kept.
+struct InMemory(Bytes);
+
+#[async_trait]
+impl FileBytes for InMemory {
+    async fn read(&self, range: Range<u64>, _part: bool) -> io::Result<Bytes> {
+        let range = usize::try_from(range.start).map_err(io::Error::other)?..self.0.len();
+        Ok(self.0.slice(range))
+    }
+
+    async fn lengths(&self) -> io::Result<Vec<u32>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Whether a file with this name changes at its address, and is looked at by the proxy.
+pub(super) fn is_release(name: &str) -> bool {
+    matches!(name, "InRelease" | "Release" | "Release.gpg")
+}
+
+impl Proxy {
+    /// Gets a `Release` file: the one that the mirror has now, or the last one when no mirror
+    /// answers.
+    pub(super) async fn release(self: &Arc<Self>, address: &Address) -> Result<Release, Failure> {
+        // One request asks the mirror; those at the same time wait for it.
+        let lock = self.lock(address.directory_address());
+        let _held = lock.lock().await;
+        let known = self.releases.get(address);
+        let stored = match known.as_ref().and_then(Known::sum) {
+            Some(sum) => self.cached(&sum).await,
+            None => None,
+        };
+        let known = known.zip(stored);
+        if let Some((known, stored)) = &known
+            && unix_now().abs_diff(known.checked) < FRESH.as_secs()
+        {
+            count(&self.counters.hits);
+            return Ok(Release::of(stored.clone(), false));
+        }
+        let headers = match &known {
+            Some((known, _)) => {
+                self.if_changed(known.is_dated.then_some(known.modified), known.etag.as_deref())
+            }
+            None => self.if_changed(None, None),
+        };
+        let failure = match self.small(address, &headers).await {
+            Ok(answer) if answer.status == StatusCode::NOT_MODIFIED => match known {
+                Some((_, stored)) => {
+                    self.releases.was_checked(address);
+                    return Ok(Release::of(stored, false));
+                }
+                None => {
+                    Failure::WrongBytes("the mirror says that nothing changed, and was not asked that".into())
+                }
+            },
+            Ok(answer) if answer.status == StatusCode::OK => {
+                match self.take_release(address, answer, known.as_ref().map(|(known, _)| known)).await {
+                    Ok(release) => return Ok(release),
+                    Err(failure @ Failure::Unreachable(_)) => failure,
+                    Err(failure) => return Err(failure),
+                }
+            }
+            Ok(answer) if answer.status.is_server_error() => Failure::Status(answer.status),
+            // The mirror does not have the file any more.
+            Ok(answer) => return Err(Failure::Status(answer.status)),
+            Err(error) => error.into(),
+        };
+        match known {
+            Some((_, stored)) if !matches!(failure, Failure::Refused(_) | Failure::WrongBytes(_)) => {
+                tracing::info!(%address, %failure, "no mirror answers: the last Release file is given");
+                count(&self.counters.stale);
+                Ok(Release::of(stored, true))
+            }
+            _ => Err(failure),
+        }
+    }
+
+    /// Asks the relay, and the mirror where it does not help, for a small file.
+    async fn small(&self, address: &Address, headers: &HeaderMap) -> Result<Answer, MirrorError> {
+        if let Some(relays) = &self.relays
+            && !relays.is_none()
+        {
+            if let Some(answer) = relays.get(address, headers, None).await {
+                return Ok(answer);
+            }
+            count(&self.counters.relay_failed);
+        }
+        self.mirrors.get(&Method::GET, address, headers).await
+    }
+
+    /// Reads, checks and keeps a `Release` file that a mirror sends.
+    async fn take_release(
+        self: &Arc<Self>,
+        address: &Address,
+        mut answer: Answer,
+        before: Option<&Known>,
+    ) -> Result<Release, Failure> {
+        let too_long = || Failure::WrongBytes("the mirror sends a Release file that is too long".into());
+        let (dated, etag) = (answer.modified(), answer.headers.get(header::ETAG).cloned());
+        let body = answer.all(RELEASE_BYTES_MAX).await?.ok_or_else(too_long)?;
+        let name = address.name().to_owned();
+        let signature = match name.as_str() {
+            "Release" => self.detached(address).await?,
+            _ => None,
+        };
+        let was_verified = before.is_some_and(|before| before.is_verified);
+        let is_signature = name == "Release.gpg";
+        let is_verified = match is_signature {
+            true => false,
+            false => self.check(address, &body, signature.as_deref(), was_verified).await?,
+        };
+        let sum = Sum { sha256: sha256(&body), bytes: body.len() as u64 };
+        let (library, store, at) = (self.library.clone(), self.store.clone(), address.directory_address());
+        let modified = dated.unwrap_or_else(|| date_of(&sum.sha256));
+        let described = Described { sum, modified, is_stale: false };
+        let body = Bytes::from(body);
+        let file = Arc::new(InMemory(body.clone()));
+        let kept = tokio::task::spawn_blocking(move || -> io::Result<Option<Arc<Stored>>> {
+            let signed = match name.as_str() {
+                // A text that is not signed, or not only signed text, lists nothing.
+                "InRelease" => index::signed_text(&body),
+                "Release" => Some(body.to_vec()),
+                _ => None,
+            };
+            if let Some(signed) = signed {
+                library.adopt_release(&at, &index::release(&signed)?, &sum.sha256)?;
+            }
+            let Some(partial) = store.begin(sum.bytes) else { return Ok(None) };
+            partial.handle()?.write_all(&body)?;
+            partial.keep(sum, modified).map(Some)
+        });
+        match kept.await {
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) | Err(_) => return Ok(Release { described, file }),
+            Ok(Err(error)) => {
+                tracing::warn!(%address, error = %Chain(&error), "a Release file cannot be kept");
+                return Ok(Release { described, file });
+            }
+        }
+        let known = Known {
+            address: address.to_string(),
+            sha256: hex::encode(sum.sha256),
+            bytes: sum.bytes,
+            modified,
+            etag: etag.and_then(|etag| etag.to_str().ok().map(str::to_owned)).filter(|etag| etag.len() < 256),
+            is_dated: dated.is_some(),
+            is_verified,
+            checked: unix_now(),
+        };
+        // A Release file stays when packages need room: without it nothing works offline.
+        self.store.pin(&sum.sha256, true);
+        if let Some(old) = self.releases.put(known).and_then(|old| old.sum())
+            && old != sum
+        {
+            self.store.pin(&old.sha256, false);
+        }
+        Ok(Release { described, file })
+    }
+
+    /// Fetches the signature that lies beside a `Release`; `None` when there is none.
+    async fn detached(self: &Arc<Self>, release: &Address) -> Result<Option<Vec<u8>>, Failure> {
+        if self.settings.signatures == Signatures::Off {
+            return Ok(None);
+        }
+        let address = release.with_path(format!("{}.gpg", release.file_path()));
+        let mut answer = self.small(&address, &self.if_changed(None, None)).await?;
+        match answer.status {
+            StatusCode::OK => {
+                let too_long = || Failure::WrongBytes("the mirror sends a signature that is too long".into());
+                Ok(Some(answer.all(SIGNATURE_BYTES_MAX).await?.ok_or_else(too_long)?))
+            }
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            status => Err(Failure::Status(status)),
+        }
+    }
+
+    /// Checks the signature of a `Release` file as the settings say. Returns whether a key of this
+    /// machine has signed it.
+    async fn check(
+        self: &Arc<Self>,
+        address: &Address,
+        body: &[u8],
+        detached: Option<&[u8]>,
+        was_verified: bool,
+    ) -> Result<bool, Failure> {
+        let mode = self.settings.signatures;
+        if mode == Signatures::Off {
+            return Ok(false);
+        }
+        let (keys, at) = (self.settings.keys.clone(), address.directory_address());
+        let (signed, signature) = (body.to_vec(), detached.map(<[u8]>::to_vec));
+        let is_clear = address.name() == "InRelease";
+        let checked = tokio::task::spawn_blocking(move || {
+            let keyrings = keys.of(&at);
+            let verdict = match (is_clear, &signature) {
+                (true, _) if index::signed_text(&signed).is_none() => Verdict::Unsigned,
+                (true, _) => signatures::check(&keyrings, &signed, None),
+                (false, Some(signature)) => signatures::check(&keyrings, &signed, Some(signature)),
+                (false, None) => Verdict::Unsigned,
+            };
+            (verdict, keyrings.is_named)
+        });
+        let (verdict, is_named) =
+            checked.await.unwrap_or_else(|_| (Verdict::NoProgram("the check was given up".into()), false));
+        match judge(mode, &verdict, is_named || was_verified) {
+            Judgement::Good => {
+                count(&self.counters.signatures_good);
+                Ok(true)
+            }
+            Judgement::Unchecked => {
+                count(&self.counters.signatures_unchecked);
+                tracing::info!(%address, ?verdict, "a Release file is taken without a right signature");
+                Ok(false)
+            }
+            Judgement::Refused => {
+                count(&self.counters.signatures_refused);
+                tracing::warn!(%address, ?verdict, "a Release file is refused");
+                Err(Failure::WrongBytes(format!("the signature of {address} is not right: {verdict:?}")))
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    Good,
+    Unchecked,
+    Refused,
+}
+
+/// Decides about a `Release` file. `has_key` says that its key is on this machine.
+fn judge(mode: Signatures, verdict: &Verdict, has_key: bool) -> Judgement {
+    match (mode, verdict) {
+        (_, Verdict::Good) => Judgement::Good,
+        (Signatures::Off | Signatures::Warn, _) => Judgement::Unchecked,
+        (Signatures::Enforce, _) | (Signatures::Auto, Verdict::Bad(_)) => Judgement::Refused,
+        (Signatures::Auto, Verdict::NoProgram(_)) => Judgement::Unchecked,
+        (Signatures::Auto, Verdict::UnknownKey | Verdict::Unsigned) => match has_key {
+            true => Judgement::Refused,
+            false => Judgement::Unchecked,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_modes_decide() {
+        use Judgement::{Good, Refused, Unchecked};
+        let verdicts = [
+            Verdict::Good,
+            Verdict::UnknownKey,
+            Verdict::Unsigned,
+            Verdict::Bad("BADSIG".into()),
+            Verdict::NoProgram("gone".into()),
+        ];
+        for (mode, has_key, expected) in [
+            (Signatures::Warn, true, [Good, Unchecked, Unchecked, Unchecked, Unchecked]),
+            (Signatures::Auto, false, [Good, Unchecked, Unchecked, Refused, Unchecked]),
+            (Signatures::Auto, true, [Good, Refused, Refused, Refused, Unchecked]),
+            (Signatures::Enforce, false, [Good, Refused, Refused, Refused, Refused]),
+        ] {
+            let judged = verdicts.each_ref().map(|verdict| judge(mode, verdict, has_key));
+            assert_eq!(judged, expected, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let releases = Releases::open(dir.path()).expect("opens");
+        let address = Address::parse("http://h/dists/x/InRelease").expect("an address");
+        let known = Known {
+            address: address.to_string(),
+            sha256: "07".repeat(32),
+            bytes: 5,
+            modified: 9,
+            etag: None,
+            is_dated: true,
+            is_verified: true,
+            checked: 0,
+        };
+        assert_eq!(releases.put(known.clone()), None);
+        fs::write(dir.path().join("damaged.json"), "{").expect("write");
+        let releases = Releases::open(dir.path()).expect("opens");
+        assert_eq!(releases.get(&address), Some(known));
+        assert_eq!(releases.sums().len(), 1);
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    }
+}

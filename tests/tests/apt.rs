@@ -1,0 +1,640 @@
+//! The real apt installs through the proxy of a device.
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use distd_tests::Rng;
+use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE, configuration_in_root};
+use distd_tests::lab::{Daemon, Lab, Outcome, run};
+use distd_tests::later::LaterDebian;
+
+/// A realm, a repository with its mirror, and a device with a proxy.
+struct Site {
+    agent: Option<Daemon>,
+    proxy: String,
+    mirror: Mirror,
+    repository: Repository,
+    lab: Lab,
+}
+
+impl Site {
+    /// `None` where a tool is missing. `settings` are lines of the section `[apt]`.
+    fn start(settings: &str) -> Option<Self> {
+        Self::start_with(settings, &[])
+    }
+
+    /// Likewise, with more hosts that may be private.
+    fn start_with(settings: &str, private: &[String]) -> Option<Self> {
+        let lab = Lab::start();
+        let repository = Repository::new(&lab.path(""))?;
+        let mirror = Mirror::start(&repository.root);
+        lab.enroll("till", lab.quic());
+        let mut site = Self { agent: None, proxy: String::new(), mirror, repository, lab };
+        let etc = site.lab.path("keys");
+        fs::create_dir_all(etc.join("trusted.gpg.d")).expect("a directory");
+        site.lab.configure("till", &site.section(settings, private));
+        site.restart();
+        Some(site)
+    }
+
+    fn section(&self, settings: &str, private: &[String]) -> String {
+        let private: String = private.iter().map(|host| format!(", \"{host}\"")).collect();
+        format!(
+            "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"{private}]\netc = \"{}\"\nmin_free_bytes = 1000000\n\
+             {settings}\n",
+            self.mirror.address,
+            self.lab.path("keys").display()
+        )
+    }
+
+    fn agent(&self) -> &Daemon {
+        self.agent.as_ref().expect("it runs")
+    }
+
+    /// Ends the agent as a power cut would, and starts it again.
+    fn restart(&mut self) {
+        drop(self.agent.take());
+        let mut command = self.lab.agent_command("till", "127.0.0.1:0");
+        command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+        let agent = Daemon::start(command, &self.lab.path("till.log"), "agent listening on ");
+        self.proxy = agent.said("proxy for apt on ");
+        self.agent = Some(agent);
+    }
+
+    /// Lets the device know the key of the repository.
+    fn trust_key(&self) {
+        let to = self.lab.path("keys/trusted.gpg.d/test.gpg");
+        fs::copy(&self.repository.keyring, to).expect("copy");
+    }
+
+    fn sources(&self) -> String {
+        let (key, url) = (self.repository.keyring.display(), self.mirror.url());
+        format!("deb [signed-by={key}] {url} {SUITE} main\ndeb-src [signed-by={key}] {url} {SUITE} main\n")
+    }
+
+    /// An apt that goes through the proxy.
+    fn apt(&self, name: &str) -> Apt {
+        Apt::new(&self.lab.path(name), &self.sources(), Some(&self.proxy))
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        self.agent().metric(&format!("distd_apt_{name}"))
+    }
+
+    /// Runs curl through the proxy; returns status and body.
+    fn curl(&self, url: &str, args: &[&str]) -> (u16, Vec<u8>) {
+        let mut command = Command::new("curl");
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.args(["-sS", "--path-as-is", "--proxy", &self.proxy, "-w", "%{stderr}%{http_code}"]);
+        let output = command.args(args).arg(url).output().expect("run curl");
+        let text = String::from_utf8_lossy(&output.stderr);
+        (text[text.len().saturating_sub(3)..].parse().unwrap_or(0), output.stdout)
+    }
+
+    fn log(&self) -> String {
+        self.agent().log()
+    }
+
+    /// Runs `distd apt` on the device.
+    fn distd(&self, args: &[&str]) -> Outcome {
+        run(self.lab.command("till").arg("apt").args(args))
+    }
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    Rng::new(seed).bytes(bytes)
+}
+
+fn ok(outcome: Outcome, log: &str) {
+    assert_eq!(outcome.code, 0, "{}{}\n{log}", outcome.stdout, outcome.stderr);
+}
+
+#[test]
+fn apt_installs_cold_warm_and_offline() {
+    let Some(mut site) = Site::start("") else { return };
+    site.trust_key();
+    let repository = &site.repository;
+    // Characters that apt escapes in its requests.
+    let debs = [
+        repository.package("plain", "1", &noise(1, 300_000)),
+        repository.package("g++x", "1:2~rc1+b1", &noise(2, 3_000_000)),
+    ];
+    let debs = debs.map(|path| fs::read(repository.root.join(path)).expect("read"));
+    repository.source("src", &noise(3, 100_000));
+    repository.publish(&["xz", "gzip"], true);
+    repository.flat("flat", "lone", &noise(4, 10_000));
+
+    let first = site.apt("first");
+    ok(first.update(), &site.log());
+    assert!(first.download("plain").expect("downloads") == debs[0]);
+    assert!(first.download("g++x").expect("downloads") == debs[1]);
+    ok(first.get(&["source", "--download-only", "src"]), &site.log());
+    assert_eq!(site.metric("unlisted_total"), 0, "{:?}\n{}", site.mirror.all_asked(), site.log());
+    assert_eq!((site.metric("signatures_good_total"), site.metric("indexes_unread_total")), (1, 0));
+    assert!(site.mirror.all_asked().keys().any(|path| path.contains("/by-hash/SHA256/")));
+
+    // Warm: no package crosses the uplink again.
+    site.mirror.forget();
+    let second = site.apt("second");
+    ok(second.update(), &site.log());
+    assert!(second.download("g++x").expect("downloads") == debs[1]);
+    ok(second.get(&["source", "--download-only", "src"]), &site.log());
+    assert_eq!(site.mirror.sent(), 0, "{:?}", site.mirror.all_asked());
+
+    // Offline, after a power cut: the last indexes are given.
+    site.mirror.set(Conduct::Dead);
+    site.restart();
+    let third = site.apt("third");
+    ok(third.update(), &site.log());
+    assert!(third.download("plain").expect("downloads") == debs[0]);
+    assert!(third.download("g++x").expect("downloads") == debs[1]);
+    assert!(site.metric("stale_total") > 0);
+    assert_eq!(site.metric("received_bytes_total"), 0);
+
+    // The mirror is back, and nothing has changed: the question costs no bytes.
+    site.mirror.set(Conduct::Good);
+    site.mirror.forget();
+    site.restart();
+    third.set_proxy(Some(&site.proxy));
+    ok(third.update(), &site.log());
+    assert_eq!(site.mirror.sent(), 0, "{:?}", site.mirror.all_asked());
+    assert!(site.metric("not_modified_total") > 0, "apt has it already");
+
+    let flat = Apt::new(
+        &site.lab.path("flat"),
+        &format!("deb [signed-by={}] {}/flat ./\n", site.repository.keyring.display(), site.mirror.url()),
+        Some(&site.proxy),
+    );
+    ok(flat.update(), &site.log());
+    flat.download("lone").expect("downloads");
+    assert_eq!(site.metric("unlisted_total"), 0, "{:?}", site.mirror.all_asked());
+}
+
+#[test]
+fn indexes_in_every_packing_are_read_before_apt_has_them() {
+    let Some(site) = Site::start("") else { return };
+    for (number, packing) in
+        ["gzip", "bzip2", "xz", "zstd -q", "lz4 -q", "xz --format=lzma"].into_iter().enumerate()
+    {
+        let tool = packing.split(' ').next().expect("a word");
+        if run(Command::new("sh").args(["-c", &format!("command -v {tool}")])).code != 0 {
+            eprintln!("NOT RUN: {tool} is missing");
+            continue;
+        }
+        // A suite of its own, as a Release file is good for some seconds.
+        let _ = fs::remove_dir_all(site.repository.root.join("pool"));
+        let deb = site.repository.package("one", "1", &noise(1, 50_000));
+        let deb = fs::read(site.repository.root.join(deb)).expect("read");
+        site.repository.publish(&[packing], number % 2 == 0);
+        let dists = site.repository.root.join("dists");
+        let root = site.repository.root.join(format!("r{number}"));
+        fs::create_dir_all(&root).expect("a directory");
+        fs::rename(&dists, root.join("dists")).expect("move");
+        fs::rename(site.repository.root.join("pool"), root.join("pool")).expect("move");
+        // Only the packed index is there.
+        fs::remove_file(root.join(format!("dists/{SUITE}/main/binary-amd64/Packages"))).expect("remove");
+        let sources = format!(
+            "deb [signed-by={}] {}/r{number} {SUITE} main\n",
+            site.repository.keyring.display(),
+            site.mirror.url()
+        );
+        let apt = Apt::new(&site.lab.path(&format!("apt{number}")), &sources, Some(&site.proxy));
+        ok(apt.update(), &site.log());
+        assert!(apt.download("one").expect(packing) == deb, "{packing}");
+        assert_eq!(site.metric("unlisted_total"), 0, "{packing}: {:?}", site.mirror.all_asked());
+        assert_eq!(site.metric("indexes_unread_total"), 0, "{packing}: {}", site.log());
+    }
+}
+
+#[test]
+fn packages_of_a_patched_index_are_listed() {
+    let Some(mut site) = Site::start("") else { return };
+    site.repository.fill(2000);
+    site.repository.package("old", "1", &noise(1, 5000));
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    let deb = site.repository.package("new", "1", &noise(2, 5000));
+    let deb = fs::read(site.repository.root.join(deb)).expect("read");
+    site.repository.publish_patch();
+    site.mirror.forget();
+    // The agent is started again because it asks for a Release file every 10 s at most.
+    site.restart();
+    apt.set_proxy(Some(&site.proxy));
+    ok(apt.update(), &site.log());
+    let asked = site.mirror.all_asked();
+    assert!(asked.keys().any(|path| path.ends_with("/Packages.diff/T1.gz")), "{asked:?}");
+    assert_eq!(site.metric("unlisted_total"), 0, "{asked:?}");
+    // apt never asked for the index that names the package, so the proxy does.
+    assert!(apt.download("new").expect("downloads") == deb, "{}", site.log());
+    assert_eq!(
+        (site.metric("indexes_fetched_total"), site.metric("unlisted_total")),
+        (1, 0),
+        "{}",
+        site.log()
+    );
+}
+
+#[test]
+fn a_mirror_that_misbehaves_fills_no_cache_and_delivers_nothing_wrong() {
+    let Some(site) = Site::start("stall_seconds = 2") else { return };
+    let small = site.repository.package("small", "1", &noise(1, 200_000));
+    let large = site.repository.package("large", "1", &noise(2, 4_000_000));
+    let bytes = |path: &str| fs::read(site.repository.root.join(path)).expect("read");
+    let (small, large) = ((bytes(&small), small), (bytes(&large), large));
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    let kept = site.metric("store_bytes");
+    let inward = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let inward = format!("http://{}/secret.deb", inward.local_addr().expect("an address"));
+    let url = |path: &str| format!("{}/{path}", site.mirror.url());
+    for (conduct, status) in [
+        (Conduct::Lies, 502),
+        (Conduct::Html, 502),
+        (Conduct::Redirects(inward), 403),
+        (Conduct::Redirects("http://169.254.169.254/latest/meta-data".into()), 403),
+        (Conduct::Redirects("http://[::ffff:127.0.0.1]/x".into()), 403),
+        (Conduct::Redirects("file:///etc/passwd".into()), 403),
+        (Conduct::Redirects(url(&small.1)), 403),
+        (Conduct::Dead, 504),
+        (Conduct::Stalls(0), 504),
+        (Conduct::Stalls(1000), 504),
+        (Conduct::ClosesEarly(0, 100), 504),
+    ] {
+        site.mirror.set(conduct.clone());
+        let (answered, body) = site.curl(&url(&small.1), &[]);
+        assert_eq!(answered, status, "{conduct:?}: {}\n{}", String::from_utf8_lossy(&body), site.log());
+        apt.download("small").expect_err("nothing is delivered");
+        apt.clean(false);
+        assert_eq!(site.metric("store_bytes"), kept, "{conduct:?}: nothing is kept");
+    }
+    // A large file is read while it arrives; a wrong one has no end.
+    site.mirror.set(Conduct::Lies);
+    let (answered, body) = site.curl(&url(&large.1), &[]);
+    assert_eq!(answered, 200);
+    assert!(body.len() < large.0.len(), "the last part of a wrong file is held back");
+    apt.download("large").expect_err("nothing wrong is delivered");
+    apt.clean(false);
+    assert_eq!(site.metric("store_bytes"), kept);
+    assert!(site.metric("wrong_total") >= 4, "{}", site.log());
+
+    // A mirror that breaks off is asked for the rest.
+    let before = site.metric("resumed_total");
+    site.mirror.set(Conduct::ClosesEarly(1_000_000, 2));
+    assert!(apt.download("large").expect("downloads") == large.0);
+    assert_eq!(site.metric("resumed_total") - before, 2);
+    site.mirror.set(Conduct::Good);
+    assert!(apt.download("small").expect("downloads") == small.0);
+    assert!(site.metric("store_bytes") > kept);
+    assert_eq!(site.metric("unlisted_total"), 0);
+}
+
+#[test]
+fn the_modes_of_signatures_take_and_refuse() {
+    let Some(mut site) = Site::start("") else { return };
+    site.repository.package("one", "1", &noise(1, 1000));
+    site.repository.publish(&["xz"], true);
+    let other = Repository::new(&site.lab.path("other")).expect("tools");
+    other.package("one", "1", &noise(2, 1000));
+    other.publish(&["xz"], true);
+    let release = format!("dists/{SUITE}/InRelease");
+    let root = site.repository.root.clone();
+    let url = format!("{}/{release}", site.mirror.url());
+    let ask = |site: &Site| site.curl(&url, &[]).0;
+    let forget = |site: &mut Site, mode: &str| {
+        drop(site.agent.take());
+        fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
+        let path = site.lab.path("till/client.toml");
+        let text = fs::read_to_string(&path).expect("read");
+        let text: String =
+            text.lines().filter(|line| !line.starts_with("signatures")).map(|l| format!("{l}\n")).collect();
+        fs::write(&path, format!("{text}signatures = \"{mode}\"\n")).expect("write");
+        site.restart();
+    };
+    // No key is here: auto takes it, enforce refuses it.
+    assert_eq!((ask(&site), site.metric("signatures_unchecked_total")), (200, 1));
+    forget(&mut site, "enforce");
+    assert_eq!((ask(&site), site.metric("signatures_refused_total")), (502, 1));
+    let library = site.lab.path("till/apt/names");
+    assert_eq!(fs::read_dir(library).expect("a directory").count(), 0, "nothing is learnt from it");
+    site.trust_key();
+    assert_eq!((ask(&site), site.metric("signatures_good_total")), (200, 1), "{}", site.log());
+    // The key is here now: a file that another key signed, a changed one, and one without a
+    // signature are refused after this one was right.
+    for mode in ["auto", "enforce"] {
+        let good = fs::read(root.join(&release)).expect("read");
+        let foreign = fs::read(other.root.join(&release)).expect("read");
+        let text = String::from_utf8(good.clone()).expect("text");
+        let changed = text.replace("Origin: Test", "Origin: Evil").into_bytes();
+        let bare = fs::read(root.join(format!("dists/{SUITE}/Release"))).expect("read");
+        let behind = [good.clone(), b"Suite: evil\n".to_vec()].concat();
+        for (what, bytes) in [("foreign", foreign), ("changed", changed), ("bare", bare), ("behind", behind)]
+        {
+            forget(&mut site, mode);
+            assert_eq!(ask(&site), 200);
+            site.restart();
+            site.repository.replace(&release, &bytes);
+            assert_eq!(ask(&site), 502, "{mode}, {what}: {}", site.log());
+            site.repository.replace(&release, &good);
+            assert_eq!(ask(&site), 200, "{mode}, after {what}");
+        }
+    }
+    // A signature beside the file.
+    forget(&mut site, "enforce");
+    fs::remove_file(root.join(&release)).expect("remove");
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    apt.download("one").expect("downloads");
+    fs::remove_file(root.join(format!("dists/{SUITE}/Release.gpg"))).expect("remove");
+    forget(&mut site, "enforce");
+    assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 502);
+    for mode in ["warn", "off"] {
+        forget(&mut site, mode);
+        assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 200, "{mode}");
+        assert_eq!(site.metric("signatures_refused_total"), 0);
+    }
+}
+
+#[test]
+fn only_hosts_on_the_list_are_asked_and_idle_tunnels_end() {
+    // A server that answers what it is told, and one that the operator did not name.
+    let echo = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let echo_at = echo.local_addr().expect("an address").to_string();
+    let hidden = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let hidden_port = hidden.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        for mut stream in echo.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut reader = stream.try_clone().expect("a handle");
+                std::io::copy(&mut reader, &mut stream)
+            });
+        }
+    });
+    let listed = format!("tunnel_idle_seconds = 1\nhosts = [\"localhost:{hidden_port}\"]");
+    let Some(site) = Site::start_with(&listed, &[echo_at.clone()]) else { return };
+    for (url, status) in [
+        ("http://example.org/x".to_owned(), 403),
+        (format!("http://127.0.0.1:{hidden_port}/x"), 403),
+        (format!("http://localhost:{hidden_port}/x"), 403),
+        ("http://169.254.169.254/latest".to_owned(), 403),
+        ("http://[::ffff:127.0.0.1]/x".to_owned(), 403),
+        ("http://deb.debian.org:22/x".to_owned(), 403),
+        (format!("http://{}/%zz", site.mirror.address), 400),
+        (format!("http://{}/../../etc/passwd", site.mirror.address), 400),
+        (format!("http://{}/none", site.mirror.address), 404),
+    ] {
+        assert_eq!(site.curl(&url, &[]).0, status, "{url}");
+    }
+    let own = format!("{}/x", site.proxy);
+    assert_eq!(site.curl(&own, &["--noproxy", "*"]).0, 400, "it is no server");
+    assert_eq!(site.curl(&own, &[]).0, 403, "nor does it ask itself");
+    assert_eq!(site.curl(&format!("{}/x", site.mirror.url()), &["-X", "POST", "-d", "x"]).0, 405);
+    let refused = site.metric("hosts_refused_total");
+    assert!(refused >= 6, "{refused}");
+
+    // Tunnels.
+    let at = site.proxy.trim_start_matches("http://").to_owned();
+    let connect = |to: &str| {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(&at).expect("connects");
+        write!(stream, "CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").expect("write");
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("read") == 1 {
+            head.push(byte[0]);
+        }
+        (String::from_utf8_lossy(&head).into_owned(), stream)
+    };
+    for to in [
+        "example.org:443".to_owned(),
+        format!("localhost:{hidden_port}"),
+        "deb.debian.org:25".to_owned(),
+        "deb.debian.org:80".to_owned(),
+        "127.0.0.1:443".to_owned(),
+    ] {
+        let (head, _) = connect(&to);
+        assert!(head.starts_with("HTTP/1.1 403"), "{to}: {head}");
+    }
+    assert_eq!(site.metric("tunnels_total"), 0);
+    let (head, mut stream) = connect(&echo_at);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    use std::io::{Read, Write};
+    stream.write_all(b"through").expect("write");
+    let mut echoed = [0; 7];
+    stream.read_exact(&mut echoed).expect("read");
+    assert_eq!(&echoed, b"through");
+    assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "nothing moves, so the tunnel ends");
+    assert_eq!((site.metric("tunnels_total"), site.metric("tunnels_idle_total")), (1, 1));
+}
+
+#[test]
+fn hostile_clients_harm_nobody_else() {
+    use std::io::{Read, Write};
+    let Some(site) = Site::start("") else { return };
+    let large = site.repository.package("large", "1", &noise(2, 20_000_000));
+    let bytes = fs::read(site.repository.root.join(&large)).expect("read");
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    let url = format!("{}/{large}", site.mirror.url());
+    let at = site.proxy.trim_start_matches("http://").to_owned();
+    // Clients that ask for a large file and read a byte, one after the other.
+    let mut slow: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(&at).expect("connects");
+            write!(stream, "GET {url} HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
+            stream
+        })
+        .collect();
+    let mut byte = [0];
+    slow[39].read_exact(&mut byte).expect("a byte");
+    assert!(apt.download("large").expect("downloads") == bytes);
+    assert_eq!(site.mirror.asked(&format!("/{large}")), 1, "one download for all");
+    assert!(site.metric("connections_refused_total") >= 8, "those above 32 of one address made room");
+    drop(slow);
+
+    for (range, status, length) in [
+        ("0-9,5-14", 200, bytes.len()),
+        ("0-0,0-0,0-0,0-0", 200, bytes.len()),
+        ("10-99999999999999999999999", 206, bytes.len() - 10),
+        ("99999999999999999999999-", 416, 0),
+        ("-5", 206, 5),
+        ("5-2", 200, bytes.len()),
+    ] {
+        let (answered, body) = site.curl(&url, &["-H", &format!("Range: bytes={range}")]);
+        assert_eq!((answered, body.len()), (status, length), "{range}");
+    }
+    let many = (0..3000).map(|n| format!("{n}-{n}")).collect::<Vec<_>>().join(",");
+    let (answered, _) = site.curl(&url, &["-H", &format!("Range: bytes={many}")]);
+    assert!(answered == 431 || answered == 200, "{answered}");
+    // Pieces that are no HTTP, and heads without end.
+    for junk in
+        [&b"\x16\x03\x01\x02"[..], b"GET http://h\x00/ HTTP/1.1\r\n\r\n", b"\r\n\r\n\r\n", &[b'a'; 70_000]]
+    {
+        let mut stream = std::net::TcpStream::connect(&at).expect("connects");
+        let _ = stream.write_all(junk);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut out = Vec::new();
+        let _ = stream.read_to_end(&mut out);
+        let out = String::from_utf8_lossy(&out);
+        assert!(out.is_empty() || out.starts_with("HTTP/1.1 4"), "{out}");
+    }
+    apt.clean(false);
+    assert!(apt.download("large").expect("downloads") == bytes);
+}
+
+#[test]
+fn a_full_disk_still_serves() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("NOT RUN: only root can mount a small disk");
+        return;
+    }
+    let Some(mut site) = Site::start("") else { return };
+    drop(site.agent.take());
+    let cache = site.lab.path("small");
+    fs::create_dir_all(&cache).expect("a directory");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(&cache)).ok();
+    let path = site.lab.path("till/client.toml");
+    let text =
+        fs::read_to_string(&path).expect("read").replace("min_free_bytes = 1000000", "min_free_bytes = 0");
+    fs::write(&path, format!("{text}directory = \"{}\"\n", cache.display())).expect("write");
+    site.restart();
+    let large = site.repository.package("large", "1", &noise(2, 4_000_000));
+    let bytes = fs::read(site.repository.root.join(&large)).expect("read");
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    // More than the disk has: passed on, and verified on the way.
+    assert!(apt.download("large").expect("downloads") == bytes, "{}", site.log());
+    assert!(site.metric("unstored_total") > 0);
+    apt.clean(false);
+    site.mirror.set(Conduct::Lies);
+    apt.download("large").expect_err("nothing wrong is delivered");
+    site.mirror.set(Conduct::Good);
+    // No room at all, not even for an index.
+    let fill = cache.join("fill");
+    let _ = fs::write(&fill, vec![0; 4 << 20]);
+    let second = site.apt("second");
+    ok(second.update(), &site.log());
+    assert!(second.download("large").expect("downloads") == bytes, "{}", site.log());
+    drop(site.agent.take());
+    run(Command::new("umount").arg(&cache)).ok();
+}
+
+#[test]
+fn apt_finds_the_proxy_and_does_without_it() {
+    let Some(mut site) = Site::start("") else { return };
+    let deb = site.repository.package("one", "1", &noise(1, 300_000));
+    let bytes = fs::read(site.repository.root.join(&deb)).expect("read");
+    site.repository.publish(&["xz"], true);
+    let apt = Apt::new(&site.lab.path("apt"), &site.sources(), None);
+    // The address has to stay the same when the agent is started again.
+    let path = site.lab.path("till/client.toml");
+    let text = fs::read_to_string(&path).expect("read");
+    let keys = site.lab.path("keys").display().to_string();
+    let listen = site.proxy.trim_start_matches("http://").to_owned();
+    let text = text.replace("127.0.0.1:0", &listen).replace(&keys, &apt.etc().display().to_string());
+    fs::write(&path, text).expect("write");
+    site.restart();
+    assert_eq!(site.distd(&["status"]).ok().json["enabled"], false);
+    site.distd(&["enable"]).ok();
+    assert_eq!(site.distd(&["enable"]).ok().json["changed"], false, "the second time changes nothing");
+    let status = site.distd(&["status"]).ok().json;
+    assert_eq!((&status["enabled"], &status["answers"]), (&true.into(), &true.into()), "{status}");
+
+    let round = |site: &Site, what: &str| {
+        apt.clean(true);
+        let updated = apt.update();
+        assert_eq!(updated.code, 0, "{what}: {}{}", updated.stdout, updated.stderr);
+        assert!(apt.download("one").expect(what) == bytes, "{what}: {}", site.log());
+    };
+    round(&site, "with the agent");
+    let asked = site.metric("requests_total");
+    assert!(asked >= 3, "apt went through the proxy: {asked}");
+    // A repository that the proxy does not ask goes on without it.
+    let elsewhere = Mirror::start(&site.repository.root);
+    let sources = site.sources().replace(&site.mirror.url(), &elsewhere.url());
+    let other = Apt::new(&site.lab.path("other"), &sources, None);
+    fs::copy(apt.etc().join("apt.conf.d/30distd"), other.etc().join("apt.conf.d/30distd")).expect("copy");
+    assert_eq!(other.update().code, 0);
+    assert_eq!(site.metric("requests_total"), asked);
+
+    // Frozen: the system takes connections, and nobody answers.
+    let agent = site.agent().id();
+    let signal = |name: &str| run(Command::new("kill").args([name, &agent.to_string()])).ok();
+    signal("-STOP");
+    round(&site, "frozen");
+    signal("-CONT");
+    assert_eq!(site.metric("requests_total"), asked);
+    // Killed in the middle of a download: that apt fails or goes on, the next one succeeds.
+    site.mirror.set(Conduct::Slow(200_000));
+    apt.clean(false);
+    fs::remove_dir_all(site.lab.path("till/apt/objects")).expect("remove");
+    let agent = site.agent.take().expect("it runs");
+    drop(agent);
+    site.restart();
+    let mut command = apt.command("apt-get", &["install", "--download-only", "one"]);
+    let mut running = command.spawn().expect("apt-get");
+    distd_tests::lab::wait_until("the download has begun", || site.metric("received_bytes_total") > 0);
+    drop(site.agent.take());
+    running.wait().expect("apt-get ends");
+    site.mirror.set(Conduct::Good);
+    assert!(apt.download("one").expect("the next run") == bytes);
+    round(&site, "stopped");
+    // Removed, with the files of the configuration left behind.
+    fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
+    round(&site, "removed");
+    // Disabled.
+    let snippet = apt.etc().join("apt.conf.d/30distd");
+    fs::write(&snippet, "// mine\n").expect("write");
+    let refused = site.distd(&["disable"]);
+    assert_eq!(refused.code, 5, "{}", refused.stderr);
+    assert_eq!(fs::read_to_string(&snippet).expect("read"), "// mine\n");
+    fs::remove_file(&snippet).expect("remove");
+    site.distd(&["disable"]).ok();
+    assert!(!apt.etc().join("distd-proxy-detect").exists());
+    round(&site, "disabled");
+}
+
+#[test]
+fn apt_of_debian_13_installs() {
+    let Some(site) = Site::start("") else { return };
+    let Some(debian) = LaterDebian::open(&site.lab.path("debian")) else { return };
+    let deb = site.repository.package("g++x", "2~rc1+b1", &noise(2, 3_000_000));
+    let deb = fs::read(site.repository.root.join(deb)).expect("read");
+    site.repository.publish(&["xz"], true);
+    debian.write("/apt/key.gpg", fs::read(&site.repository.keyring).expect("read"));
+    debian.write("/apt/status", "");
+    for dir in [
+        "etc/apt/preferences.d",
+        "etc/apt/apt.conf.d",
+        "var/lib/apt/lists/partial",
+        "var/cache/apt/archives/partial",
+    ] {
+        debian.write(&format!("/apt/{dir}/.keep"), "");
+    }
+    let sources = format!("deb [signed-by=/apt/key.gpg] {} {SUITE} main\n", site.mirror.url());
+    debian.write("/apt/etc/apt/sources.list", sources);
+    debian.write("/apt/apt.conf", configuration_in_root(&site.proxy));
+    let get = |args: &[&str]| {
+        let program = ["/usr/bin/env", "APT_CONFIG=/apt/apt.conf", "apt-get"];
+        run(&mut debian.command(&[&program[..], args].concat()))
+    };
+    let version = run(&mut debian.command(&["apt-get", "--version"]));
+    if version.code != 0 {
+        eprintln!("NOT RUN: the later Debian has no apt");
+        return;
+    }
+    assert!(version.stdout.starts_with("apt 3."), "{}", version.stdout);
+    ok(get(&["update", "-o", "APT::Update::Error-Mode=any"]), &site.log());
+    ok(get(&["install", "--download-only", "g++x"]), &site.log());
+    let archives = debian.changed("/apt/var/cache/apt/archives");
+    let found = fs::read_dir(archives).expect("a directory").flatten().map(|entry| entry.path());
+    let found = found.into_iter().find(|path| path.to_string_lossy().contains("g++x_")).expect("a package");
+    assert!(fs::read(found).expect("read") == deb);
+    assert_eq!(site.metric("unlisted_total"), 0, "{:?}", site.mirror.all_asked());
+    // Apt makes 10 requests at once on one connection; all were answered.
+    assert_eq!(site.metric("refused_total"), 0);
+}

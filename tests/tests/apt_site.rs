@@ -1,0 +1,181 @@
+//! The machines of a site install with the real apt through their agents and one relay.
+
+use std::fs;
+use std::path::PathBuf;
+
+use distd_tests::Rng;
+use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE};
+use distd_tests::lab::{Daemon, Lab, Running};
+
+/// Length of the package that all install. `DISTD_TEST_APT_BYTES` has another: 100 MB is what
+/// docs/benchmarks.md has.
+fn package_bytes() -> usize {
+    std::env::var("DISTD_TEST_APT_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(5_000_000)
+}
+
+struct Site {
+    agents: Vec<Daemon>,
+    relay: Option<Daemon>,
+    mirror: Mirror,
+    repository: Repository,
+    lab: Lab,
+}
+
+impl Site {
+    /// `None` where a tool is missing.
+    fn start(agents: usize) -> Option<Self> {
+        let lab = Lab::start();
+        let repository = Repository::new(&lab.path(""))?;
+        let mirror = Mirror::start(&repository.root);
+        let section = |listen: &str| {
+            format!(
+                "\n[apt]\nlisten = \"{listen}\"\nprivate_hosts = [\"{}\"]\netc = \"{}\"\nmin_free_bytes = 1000000\n",
+                mirror.address,
+                lab.path("keys").display()
+            )
+        };
+        fs::write(lab.path("relay.toml"), section("none")).expect("write");
+        let config = lab.path("relay.toml").display().to_string();
+        let args = ["--config", &config, "--metrics", "127.0.0.1:0"];
+        let relay = lab.relay_at("relay", lab.quic(), "127.0.0.1:0", &args);
+        let agents = (0..agents).map(|number| {
+            let name = format!("agent{number}");
+            lab.enroll(&name, &relay.addresses[0]);
+            lab.configure(&name, &section("127.0.0.1:0"));
+            let mut command = lab.agent_command(&name, "127.0.0.1:0");
+            command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+            Daemon::start(command, &lab.path(&format!("{name}.log")), "agent listening on ")
+        });
+        let agents = agents.collect();
+        Some(Self { agents, relay: Some(relay), mirror, repository, lab })
+    }
+
+    fn relay(&self) -> &Daemon {
+        self.relay.as_ref().expect("it runs")
+    }
+
+    fn apt(&self, name: &str, agent: Option<usize>) -> Apt {
+        let proxy = agent.map(|number| self.agents[number].said("proxy for apt on "));
+        let (key, url) = (self.repository.keyring.display(), self.mirror.url());
+        let sources = format!("deb [signed-by={key}] {url} {SUITE} main\n");
+        Apt::new(&self.lab.path(name), &sources, proxy.as_deref())
+    }
+
+    fn package(&self, name: &str, seed: u64, bytes: usize) -> (String, Vec<u8>) {
+        let path = self.repository.package(name, "1", &Rng::new(seed).bytes(bytes));
+        let content = fs::read(self.repository.root.join(&path)).expect("read");
+        (path, content)
+    }
+
+    fn metric(&self, agent: usize, name: &str) -> u64 {
+        self.agents[agent].metric(&format!("distd_apt_{name}"))
+    }
+}
+
+/// Runs one command of each apt, all at once; returns how many succeeded.
+fn all_at_once(apts: &[Apt], args: &[&str]) -> usize {
+    let running: Vec<Running> = apts.iter().map(|apt| Running::start(apt.command("apt-get", args))).collect();
+    running.into_iter().map(Running::wait).filter(|outcome| outcome.code == 0).count()
+}
+
+fn downloaded(site: &Site, apt: usize, name: &str) -> PathBuf {
+    site.lab.path(&format!("apt{apt}/var/cache/apt/archives/{name}_1_amd64.deb"))
+}
+
+#[test]
+fn fifty_machines_cost_one_download() {
+    const MACHINES: usize = 50;
+    let Some(site) = Site::start(5) else { return };
+    let (path, content) = site.package("large", 1, package_bytes());
+    site.repository.publish(&["xz"], true);
+    let apts: Vec<Apt> = (0..MACHINES)
+        .map(|number| site.apt(&format!("apt{number}"), Some(number % site.agents.len())))
+        .collect();
+    assert_eq!(all_at_once(&apts, &["update", "-o", "APT::Update::Error-Mode=any"]), MACHINES);
+    assert_eq!(all_at_once(&apts, &["install", "--download-only", "large"]), MACHINES);
+    for number in 0..MACHINES {
+        assert!(fs::read(downloaded(&site, number, "large")).expect("there") == content, "machine {number}");
+    }
+    // Everything that crossed the uplink: the indexes, and the package once.
+    let (sent, bytes) = (site.mirror.sent(), content.len() as u64);
+    println!("uplink: {sent} bytes for a package of {bytes}");
+    assert_eq!(site.mirror.asked(&format!("/{path}")), 1, "{:?}", site.mirror.all_asked());
+    assert!(sent as f64 <= 1.05 * bytes as f64, "{sent} of {bytes}");
+    let of_relay: u64 = (0..site.agents.len()).map(|agent| site.metric(agent, "relay_files_total")).sum();
+    assert!(of_relay >= site.agents.len() as u64, "each agent got its files from the relay");
+    for agent in 0..site.agents.len() {
+        assert_eq!(site.metric(agent, "unlisted_total"), 0);
+        assert_eq!(site.metric(agent, "relay_failed_total"), 0, "{}", site.agents[agent].log());
+        // The relay's link carries the package once for each agent.
+        let received = site.metric(agent, "received_bytes_total") as f64;
+        assert!(received <= 1.05 * bytes as f64, "{received}");
+    }
+    // The same machines without the proxy succeed too, each over the uplink.
+    site.mirror.forget();
+    for (number, apt) in apts.iter().enumerate().take(10) {
+        apt.clean(true);
+        apt.set_proxy(None);
+        assert_eq!(apt.update().code, 0);
+        assert!(apt.download("large").expect("downloads") == content, "machine {number}");
+    }
+    assert_eq!(site.mirror.asked(&format!("/{path}")), 10);
+}
+
+#[test]
+fn without_its_relay_a_machine_asks_the_mirror_and_without_the_mirror_the_relay() {
+    let Some(mut site) = Site::start(2) else { return };
+    let (_, first) = site.package("first", 1, 300_000);
+    let (_, second) = site.package("second", 2, 3_000_000);
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt0", Some(0));
+    assert_eq!(apt.update().code, 0);
+    assert!(apt.download("first").expect("downloads") == first);
+    assert_eq!(site.metric(0, "relay_failed_total"), 0, "{}", site.agents[0].log());
+
+    // The mirror is away: the other agent has nothing, the relay has what the first one asked for.
+    site.mirror.set(Conduct::Dead);
+    let other = site.apt("apt1", Some(1));
+    let updated = other.update();
+    assert_eq!(updated.code, 0, "{}{}", updated.stdout, updated.stderr);
+    assert!(other.download("first").expect("from the relay") == first);
+    other.download("second").expect_err("nobody has it");
+    assert_eq!(site.metric(1, "relay_files_total"), 2, "the index and the package");
+
+    // The relay is away: the mirror is asked.
+    site.mirror.set(Conduct::Good);
+    drop(site.relay.take());
+    assert!(apt.download("second").expect("from the mirror") == second, "{}", site.agents[0].log());
+    assert!(site.metric(0, "relay_failed_total") > 0);
+    assert_eq!(site.metric(0, "unlisted_total"), 0);
+}
+
+#[test]
+fn wrong_bytes_of_a_relay_are_not_given() {
+    let Some(site) = Site::start(2) else { return };
+    let (small, first) = site.package("small", 1, 300_000);
+    let (large, second) = site.package("large", 2, 3_000_000);
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt0", Some(0));
+    assert_eq!(apt.update().code, 0);
+    apt.download("small").expect("downloads");
+    apt.download("large").expect("downloads");
+    // The relay's disk goes wrong while it runs: it has verified these files.
+    for (path, content) in [(&small, &first), (&large, &second)] {
+        let sum = distd_tests::lab::run(
+            std::process::Command::new("sha256sum").arg(site.repository.root.join(path)),
+        );
+        let sum = sum.stdout.split(' ').next().expect("a sum").to_owned();
+        let object = site.lab.path(&format!("relay/apt/objects/{}/{sum}", &sum[..2]));
+        let mut bytes = content.clone();
+        bytes[100_000] ^= 1;
+        fs::write(object, bytes).expect("write");
+    }
+    let other = site.apt("apt1", Some(1));
+    assert_eq!(other.update().code, 0);
+    assert!(other.download("small").expect("from the mirror at last") == first, "{}", site.agents[1].log());
+    assert_eq!((site.metric(1, "wrong_total"), site.mirror.asked(&format!("/{small}"))), (1, 2));
+    // The relay is not asked again.
+    assert!(other.download("large").expect("from the mirror") == second);
+    assert_eq!(site.metric(1, "wrong_total"), 1);
+    assert!(site.relay().metric("distd_apt_requests_total") > 0);
+}
