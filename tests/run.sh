@@ -17,7 +17,7 @@ case "${1:-}" in
 esac
 began=$SECONDS
 
-[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -73,7 +73,7 @@ cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
 "$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
 
 # Updaters, and a mkfs.erofs that packs with deflate, zstd and lzma too.
-DISTD_TEST_LATER_DEBIAN=$(later_debian "$PWD/target/tmp/later-debian" base-files erofs-utils systemd-container gpg gpgv swupdate apt)
+DISTD_TEST_LATER_DEBIAN=$(later_debian "$PWD/target/tmp/later-debian" base-files erofs-utils systemd-container gpg gpgv swupdate apt dpkg)
 export DISTD_TEST_LATER_DEBIAN
 if mkfs.erofs --help 2>&1 | grep -q zstd; then
   DISTD_TEST_NEWER_MKFS=$(command -v mkfs.erofs)

@@ -98,9 +98,9 @@ impl MetricsText {
     fn apt(&mut self, proxy: &apt::Proxy) {
         self.counters(&proxy.counters.all());
         self.head("distd_apt_received_bytes_total", "counter", "Bytes of bodies received, by sender.");
-        let (mirror, relay) = proxy.received();
-        let _ = writeln!(self.0, "distd_apt_received_bytes_total{{source=\"mirror\"}} {mirror}");
-        let _ = writeln!(self.0, "distd_apt_received_bytes_total{{source=\"relay\"}} {relay}");
+        for (source, bytes) in proxy.received() {
+            let _ = writeln!(self.0, "distd_apt_received_bytes_total{{source=\"{source}\"}} {bytes}");
+        }
         let store = proxy.store();
         self.one("distd_apt_store_bytes", "gauge", "Bytes of the cache of packages.", store.bytes());
         self.counters(&[

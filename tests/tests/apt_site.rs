@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use distd_peer::trust::identity::NodeIdentity;
 use distd_tests::Rng;
 use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE};
 use distd_tests::lab::{Daemon, Lab, Running};
@@ -11,6 +12,11 @@ use distd_tests::lab::{Daemon, Lab, Running};
 /// docs/benchmarks.md has.
 fn package_bytes() -> usize {
     std::env::var("DISTD_TEST_APT_BYTES").ok().and_then(|text| text.parse().ok()).unwrap_or(5_000_000)
+}
+
+/// Id of an enrolled device.
+fn node_id(lab: &Lab, device: &str) -> String {
+    NodeIdentity::load_or_create(&lab.path(device)).expect("an identity").node_id().to_string()
 }
 
 struct Site {
@@ -178,4 +184,83 @@ fn wrong_bytes_of_a_relay_are_not_given() {
     assert!(other.download("large").expect("from the mirror") == second);
     assert_eq!(site.metric(1, "wrong_total"), 1);
     assert!(site.relay().metric("distd_apt_requests_total") > 0);
+}
+
+#[test]
+fn a_neighbour_gives_what_it_has() {
+    // No relay: the parent of both is the origin, which has no proxy.
+    let lab = Lab::start();
+    let Some(repository) = Repository::new(&lab.path("")) else { return };
+    let mirror = Mirror::start(&repository.root);
+    let path = repository.package("one", "1", &Rng::new(1).bytes(3_000_000));
+    let content = fs::read(repository.root.join(&path)).expect("read");
+    let other = repository.package("two", "1", &Rng::new(2).bytes(300_000));
+    let second = fs::read(repository.root.join(&other)).expect("read");
+    repository.publish(&["xz"], true);
+    let start = |name: &str, settings: &str| {
+        let section = format!(
+            "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"]\nmin_free_bytes = 1000000\n{settings}",
+            mirror.address
+        );
+        lab.configure(name, &section);
+        let mut command = lab.agent_command(name, "127.0.0.1:0");
+        command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+        Daemon::start(command, &lab.path(&format!("{name}.log")), "agent listening on ")
+    };
+    let apt = |name: &str, agent: &Daemon| {
+        let sources =
+            format!("deb [signed-by={}] {} {SUITE} main\n", repository.keyring.display(), mirror.url());
+        Apt::new(&lab.path(&format!("apt-{name}")), &sources, Some(&agent.said("proxy for apt on ")))
+    };
+    for name in ["has", "asks", "alone"] {
+        lab.enroll(name, lab.quic());
+    }
+    let has = start("has", "");
+    let first = apt("has", &has);
+    assert_eq!(first.update().code, 0);
+    assert!(first.download("one").expect("downloads") == content);
+    assert!(first.download("two").expect("downloads") == second);
+    let near = format!(
+        "[{{\"node\":\"{}\",\"address\":\"{}\",\"heard\":{}}}]",
+        node_id(&lab, "has"),
+        has.addresses[0],
+        u64::MAX >> 1
+    );
+    for name in ["asks", "alone"] {
+        fs::write(lab.path(name).join("neighbours.json"), &near).expect("write");
+    }
+    mirror.forget();
+    let asks = start("asks", "");
+    let third = apt("asks", &asks);
+    assert_eq!(third.update().code, 0);
+    assert!(third.download("one").expect("from the neighbour") == content, "{}", asks.log());
+    assert_eq!(mirror.asked(&format!("/{path}")), 0);
+    assert_eq!(asks.metric("distd_apt_neighbour_files_total"), 2, "the index and the package");
+    assert_eq!(has.metric("distd_apt_neighbours_served_total"), 2);
+    // Its disk goes wrong while it runs: the mirror is asked at last, and the neighbour no more.
+    let sum =
+        distd_tests::lab::run(std::process::Command::new("sha256sum").arg(repository.root.join(&other)));
+    let sum = sum.stdout.split(' ').next().expect("a sum").to_owned();
+    let mut wrong = second.clone();
+    wrong[100_000] ^= 1;
+    fs::write(lab.path(&format!("has/apt/objects/{}/{sum}", &sum[..2])), wrong).expect("write");
+    assert!(third.download("two").expect("from the mirror") == second, "{}", asks.log());
+    assert_eq!((asks.metric("distd_apt_wrong_total"), mirror.asked(&format!("/{other}"))), (1, 1));
+    // With the setting off nobody is asked.
+    let alone = start("alone", "use_neighbours = false\n");
+    let fourth = apt("alone", &alone);
+    assert_eq!(fourth.update().code, 0);
+    assert!(fourth.download("one").expect("from the mirror") == content);
+    assert_eq!(mirror.asked(&format!("/{path}")), 1);
+    assert_eq!(alone.metric("distd_apt_neighbour_files_total"), 0);
+    // A program without a certificate of the realm gets nothing from the port of the neighbours.
+    let refused = distd_tests::lab::run(std::process::Command::new("curl").args([
+        "-sSk",
+        "--noproxy",
+        "*",
+        "-m",
+        "10",
+        &format!("https://{}/", has.addresses[0]),
+    ]));
+    assert_ne!(refused.code, 0, "{}", refused.stdout);
 }

@@ -7,13 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use distd_peer::apt::{self, AptSettings, Proxy, Relays};
-use distd_peer::trust::tls::https_parent_client;
+use distd_core::error::Chain;
+use distd_peer::apt::{self, AptSettings, Nodes, Proxy};
+use distd_peer::neighbours::Neighbourhood;
+use distd_peer::trust::tls::{apt_neighbour, apt_neighbour_client, https_parent_client};
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::failure::{Code, Failure};
-use crate::share::{Connectivity, DeviceNode};
+use crate::share::{Connectivity, DeviceNode, Sharing};
 
 /// A proxy that listens.
 pub struct DeviceProxy {
@@ -22,11 +25,12 @@ pub struct DeviceProxy {
     /// The proxy.
     pub proxy: Arc<Proxy>,
     listener: Option<TcpListener>,
+    /// Where neighbours ask, and the configuration of TLS for them.
+    lateral: Option<(TcpListener, rustls::ServerConfig)>,
 }
 
 impl DeviceProxy {
-    /// Opens the cache and the address of the proxy of `node`, whose packets may go as far as
-    /// `connectivity`.
+    /// Opens the cache and the address of the proxy of `node`, which shares as `sharing` says.
     ///
     /// # Errors
     /// Failures with [`Code::Usage`] when the address cannot be used, with [`Code::Local`] when the
@@ -34,16 +38,36 @@ impl DeviceProxy {
     pub async fn open(
         mut settings: AptSettings,
         node: &DeviceNode,
-        connectivity: Connectivity,
+        sharing: &Sharing,
+        neighbourhood: &Arc<Neighbourhood>,
     ) -> anyhow::Result<Self> {
-        settings.asks_mirrors = connectivity == Connectivity::Online;
+        settings.asks_mirrors = sharing.connectivity == Connectivity::Online;
         let ca = node.identity.ca_der().context("the device has no CA certificate")?;
         let tls = https_parent_client(node.credentials.clone(), ca)
             .map_err(|error| Failure::new(Code::Refused, error.into()))?;
-        let relays = Relays::new(node.parent_addresses.clone(), tls, settings.stall);
+        let relays = Nodes::relays(node.parent_addresses.clone(), tls, settings.stall);
+        let tls = apt_neighbour_client(node.credentials.clone(), ca)
+            .map_err(|error| Failure::new(Code::Refused, error.into()))?;
+        let (known, reach) = (neighbourhood.clone(), sharing.connectivity);
+        let find = move || {
+            let found = known.local().borrow().iter().cloned().chain(known.remembered()).collect::<Vec<_>>();
+            let mut addresses: Vec<String> = Vec::new();
+            for neighbour in found.iter().filter(|neighbour| reach.allows_neighbour(neighbour.address)) {
+                let address = neighbour.address.to_string();
+                if neighbour.node != known.node_id() && !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            addresses
+        };
+        let neighbours = Nodes::neighbours(Box::new(find), tls, settings.stall);
+        let lateral = match settings.use_neighbours && sharing.serves {
+            true => lateral(node, ca).await?,
+            false => None,
+        };
         let (listen, directory) = (settings.listen, settings.directory_in(&node.data));
         let opened = tokio::task::spawn_blocking(move || {
-            Proxy::open(settings, &directory, Some(relays))
+            Proxy::open(settings, &directory, Some(relays), Some(neighbours))
                 .with_context(|| format!("could not open the cache of packages {}", directory.display()))
         });
         let proxy = opened.await.map_err(|_| anyhow!("the cache of packages was given up"))?;
@@ -57,13 +81,41 @@ impl DeviceProxy {
             None => None,
         };
         let address = listener.as_ref().map(TcpListener::local_addr).transpose().context("no address")?;
-        Ok(Self { address, proxy, listener })
+        Ok(Self { address, proxy, listener, lateral })
     }
 
     /// Serves until `stop` is set or its sender is gone.
     pub async fn run(self, stop: watch::Receiver<bool>) {
-        if let Some(listener) = self.listener {
-            apt::serve(listener, self.proxy, stop).await;
+        let Self { proxy, listener, lateral, .. } = self;
+        let (for_neighbours, until) = (proxy.clone(), stop.clone());
+        let neighbours = async move {
+            if let Some((listener, tls)) = lateral {
+                apt::serve_neighbours(listener, tls, for_neighbours, until).await;
+            }
+        };
+        let programs = async move {
+            if let Some(listener) = listener {
+                apt::serve(listener, proxy, stop).await;
+            }
+        };
+        tokio::join!(neighbours, programs);
+    }
+}
+
+/// Opens the TCP port with the number of the agent's UDP port, which neighbours know. Without it,
+/// because another program has it, they find nothing here.
+async fn lateral(
+    node: &DeviceNode,
+    ca: &CertificateDer<'static>,
+) -> anyhow::Result<Option<(TcpListener, rustls::ServerConfig)>> {
+    let at = node.endpoint.local_addr().context("the socket has no address")?;
+    let tls = apt_neighbour(node.credentials.clone(), ca)
+        .map_err(|error| Failure::new(Code::Refused, error.into()))?;
+    match TcpListener::bind(at).await {
+        Ok(listener) => Ok(Some((listener, tls))),
+        Err(error) => {
+            tracing::warn!(%at, error = %Chain(&error), "neighbours get no packages from here: the TCP port is taken");
+            Ok(None)
         }
     }
 }

@@ -86,7 +86,7 @@ fn files(settings: &AptSettings) -> anyhow::Result<(SocketAddr, Files)> {
     Ok((listen, Files::new(&settings.keys.etc, listen).map_err(failed)?))
 }
 
-fn defaults() -> anyhow::Result<AptSettings> {
+pub(super) fn defaults() -> anyhow::Result<AptSettings> {
     AptSettings::of_section(&toml::Value::Table(toml::Table::new())).map_err(|error| anyhow!(error))
 }
 

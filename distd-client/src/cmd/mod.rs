@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod apt;
 pub(crate) mod audit;
+pub(crate) mod cache;
 pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod ddi;
@@ -26,6 +27,7 @@ pub(crate) mod push;
 pub(crate) mod receipts;
 pub(crate) mod release;
 pub(crate) mod rollout;
+pub(crate) mod seed;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod token;

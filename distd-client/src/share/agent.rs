@@ -130,7 +130,7 @@ impl Agent {
             None => None,
         };
         let apt = match request.apt {
-            Some(apt) => Some(DeviceProxy::open(apt, &node, request.sharing.connectivity).await?),
+            Some(apt) => Some(DeviceProxy::open(apt, &node, &request.sharing, &lateral.neighbourhood).await?),
             None => None,
         };
         let (metrics, measuring) = match request.metrics {

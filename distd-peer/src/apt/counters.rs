@@ -39,6 +39,10 @@ pub struct Counters {
     pub relay_failed: AtomicU64,
     /// Files that came from a relay.
     pub relay_files: AtomicU64,
+    /// Files that came from a neighbour.
+    pub neighbour_files: AtomicU64,
+    /// Requests of neighbours that were answered with a file.
+    pub neighbours_served: AtomicU64,
     /// Indexes that were fetched for a file that none of those read names.
     pub indexes_fetched: AtomicU64,
     /// Indexes that could not be read.
@@ -62,7 +66,7 @@ pub(super) fn count(counter: &AtomicU64) {
 
 impl Counters {
     /// Name, help and value of each counter, for the metrics.
-    pub fn all(&self) -> [(&'static str, &'static str, &AtomicU64); 24] {
+    pub fn all(&self) -> [(&'static str, &'static str, &AtomicU64); 26] {
         [
             ("distd_apt_requests_total", "Requests to the proxy of apt.", &self.requests),
             ("distd_apt_hits_total", "Requests answered from the cache.", &self.hits),
@@ -105,6 +109,12 @@ impl Counters {
                 &self.relay_failed,
             ),
             ("distd_apt_relay_files_total", "Files that came from a relay.", &self.relay_files),
+            ("distd_apt_neighbour_files_total", "Files that came from a neighbour.", &self.neighbour_files),
+            (
+                "distd_apt_neighbours_served_total",
+                "Requests of neighbours answered with a file.",
+                &self.neighbours_served,
+            ),
             (
                 "distd_apt_indexes_fetched_total",
                 "Indexes fetched for a file that no index read before names.",

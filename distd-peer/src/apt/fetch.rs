@@ -17,6 +17,7 @@ use super::counters::count;
 use super::flight::{Failure, Flight, HELD_BACK, Writer};
 use super::index::Sum;
 use super::mirror::{self, Answer};
+use super::nodes::Nodes;
 use super::reply::{date, date_of};
 use super::store::{Partial, Stored, finish};
 
@@ -37,13 +38,20 @@ pub(super) enum Given {
     Passed(Box<Answer>),
 }
 
+/// Result of joining a download.
+enum Joined {
+    /// It is under way.
+    Flight(Arc<Flight>),
+    /// It has ended: the file is in the cache.
+    Ended,
+    /// There is no room for the file.
+    NoRoom,
+}
+
 impl Proxy {
     /// Opens a file of the cache.
     pub(super) async fn cached(self: &Arc<Self>, sum: &Sum) -> Option<Arc<Stored>> {
         let (store, sha256) = (self.store.clone(), sum.sha256);
-        if !store.has(&sha256) {
-            return None;
-        }
         let stored = tokio::task::spawn_blocking(move || store.get(&sha256)).await.ok().flatten()?;
         (stored.sum == *sum).then_some(stored)
     }
@@ -60,15 +68,23 @@ impl Proxy {
             count(&self.counters.hits);
             return Ok(Given::Whole(stored));
         }
-        // A second time when the relay sent wrong bytes: the mirror alone is asked then.
+        // A second time when a node sent wrong bytes: the mirror alone is asked then.
         for is_last in [false, true] {
-            let Some(flight) = self.join(address, sum) else { break };
+            let flight = match self.join(address, sum, is_last) {
+                Joined::Flight(flight) => flight,
+                Joined::Ended => match self.cached(&sum).await {
+                    Some(stored) => return Ok(Given::Whole(stored)),
+                    None => continue,
+                },
+                Joined::NoRoom => break,
+            };
             let got = match whole || sum.bytes <= WHOLE_FIRST_BYTES {
                 true => flight.ended().await.map(Given::Whole),
                 false => flight.begun().await.map(|()| Given::Arriving(flight)),
             };
             match got {
-                Err(Failure::WrongBytes(_)) if !is_last && self.relays.is_some() => {}
+                Err(Failure::WrongBytes(_))
+                    if !is_last && (self.relays.is_some() || self.neighbours.is_some()) => {}
                 Err(Failure::Disk) => break,
                 got => return got,
             }
@@ -76,33 +92,39 @@ impl Proxy {
         self.pass_on(address, sum).await
     }
 
-    /// The download of a file; a new one unless it is under way. `None` when there is no room.
-    fn join(self: &Arc<Self>, address: &Address, sum: Sum) -> Option<Arc<Flight>> {
+    /// Joins the download of a file, or begins one; with `is_last` from the mirror alone.
+    fn join(self: &Arc<Self>, address: &Address, sum: Sum, is_last: bool) -> Joined {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&sum.sha256)
             && flight.sum == sum
             && !flight.is_over()
         {
             count(&self.counters.joined);
-            return Some(flight.clone());
+            return Joined::Flight(flight.clone());
+        }
+        // A download is taken off the list after its file is in the cache, so this look sees one
+        // that ended since the cache was asked.
+        if self.store.has(&sum.sha256) {
+            return Joined::Ended;
         }
         let begun = self
             .store
             .begin(sum.bytes)
             .map(|partial| Flight::new(sum, &partial).map(|flight| (flight, partial)));
-        let (flight, partial) = match begun? {
-            Ok(begun) => begun,
-            Err(error) => {
+        let (flight, partial) = match begun {
+            Some(Ok(begun)) => begun,
+            Some(Err(error)) => {
                 tracing::warn!(error = %Chain(&error), "a download cannot begin");
-                return None;
+                return Joined::NoRoom;
             }
+            None => return Joined::NoRoom,
         };
         flights.insert(sum.sha256, flight.clone());
         drop(flights);
         count(&self.counters.downloads);
         let (proxy, address, under_way) = (self.clone(), address.clone(), flight.clone());
         tokio::spawn(async move {
-            let end = proxy.download(&under_way, partial, &address).await;
+            let end = proxy.download(&under_way, partial, &address, is_last).await;
             if let Err(failure) = &end {
                 tracing::info!(%address, %failure, "a download failed");
                 if matches!(failure, Failure::WrongBytes(_)) {
@@ -116,7 +138,7 @@ impl Proxy {
                 flights.remove(&sum.sha256);
             }
         });
-        Some(flight)
+        Joined::Flight(flight)
     }
 
     /// Downloads a file into the cache.
@@ -125,27 +147,29 @@ impl Proxy {
         flight: &Arc<Flight>,
         partial: Partial,
         address: &Address,
+        is_last: bool,
     ) -> Result<Arc<Stored>, Failure> {
         let Ok(_permit) = self.downloads.acquire().await else {
             return Err(Failure::Unreachable("the proxy stops".into()));
         };
         let mut writer = Writer::new(flight, &partial).map_err(|_| Failure::Disk)?;
-        let is_of_relay = self.download_from_relay(flight, &mut writer, address).await?;
-        if writer.written < flight.sum.bytes || !is_of_relay {
+        let senders = match is_last {
+            false => self.download_from_nodes(flight, &mut writer, address).await?,
+            true => Vec::new(),
+        };
+        if writer.written < flight.sum.bytes || senders.is_empty() {
             self.download_from_mirror(flight, &mut writer, address).await?;
         }
         if !writer.is_right() {
-            if is_of_relay && let Some(relays) = &self.relays {
-                relays.sent_wrong_bytes();
+            for (nodes, sender) in senders {
+                nodes.sent_wrong_bytes(&sender);
             }
             return Err(Failure::WrongBytes("the bytes are not those that the index lists".into()));
         }
-        if is_of_relay {
-            count(&self.counters.relay_files);
-        }
         let modified = *flight.modified.get_or_init(|| date_of(&flight.sum.sha256));
         let sum = flight.sum;
-        let kept = tokio::task::spawn_blocking(move || partial.keep(sum, modified)).await;
+        let name = address.name().to_owned();
+        let kept = tokio::task::spawn_blocking(move || partial.keep(sum, modified, &name)).await;
         match kept {
             Ok(Ok(stored)) => Ok(stored),
             Ok(Err(error)) => {
@@ -156,27 +180,45 @@ impl Proxy {
         }
     }
 
-    /// Takes the file, or its beginning, from a relay. Returns whether some of it came from there.
-    async fn download_from_relay(
+    /// Takes the file, or its beginning, from a neighbour or a relay. Returns the nodes that sent
+    /// some of it.
+    async fn download_from_nodes(
         &self,
         flight: &Arc<Flight>,
         writer: &mut Writer,
         address: &Address,
-    ) -> Result<bool, Failure> {
-        let Some(relays) = self.relays.as_ref().filter(|relays| !relays.is_none()) else { return Ok(false) };
-        if let Some(mut answer) = relays.get(address, &self.via(), Some(flight.sum)).await
-            && answer.status == StatusCode::OK
-            && answer.length() == Some(flight.sum.bytes)
-        {
-            self.note_date(flight, &answer);
-            match writer.take(&mut answer, 0).await {
-                Ok(()) => return Ok(true),
-                Err(Failure::Disk) => return Err(Failure::Disk),
-                Err(failure) => tracing::info!(%address, %failure, "the relay broke off"),
+    ) -> Result<Vec<(&Nodes, String)>, Failure> {
+        let mut senders = Vec::new();
+        let of_neighbours =
+            self.neighbours.as_ref().map(|nodes| (nodes, &self.counters.neighbour_files, None));
+        let failed = Some(&self.counters.relay_failed);
+        let of_relays = self.relays.as_ref().map(|nodes| (nodes, &self.counters.relay_files, failed));
+        for (nodes, files, failed) in of_neighbours.into_iter().chain(of_relays) {
+            let now = nodes.now();
+            if now.is_empty() {
+                continue;
             }
+            if let Some((mut answer, sender)) = nodes.get(&now, address, &self.via(), Some(flight.sum)).await
+                && answer.status == StatusCode::OK
+                && answer.length() == Some(flight.sum.bytes)
+            {
+                self.note_date(flight, &answer);
+                senders.push((nodes, sender));
+                match writer.take(&mut answer, 0).await {
+                    Ok(()) => {
+                        count(files);
+                        return Ok(senders);
+                    }
+                    Err(Failure::Disk) => return Err(Failure::Disk),
+                    Err(failure) => tracing::info!(%address, %failure, "a node broke off"),
+                }
+            }
+            failed.into_iter().for_each(count);
         }
-        count(&self.counters.relay_failed);
-        Ok(writer.written > 0)
+        if writer.written == 0 {
+            senders.clear();
+        }
+        Ok(senders)
     }
 
     /// Takes the rest of the file from the mirror.
@@ -247,13 +289,15 @@ impl Proxy {
     /// Begins to pass a file on that is not kept.
     async fn pass_on(&self, address: &Address, sum: Sum) -> Result<Given, Failure> {
         count(&self.counters.unstored);
-        if let Some(relays) = &self.relays
-            && !relays.is_none()
-        {
-            match relays.get(address, &self.via(), Some(sum)).await {
-                Some(answer) if answer.status == StatusCode::OK && answer.length() == Some(sum.bytes) => {
+        if let Some(relays) = &self.relays {
+            let now = relays.now();
+            match relays.get(&now, address, &self.via(), Some(sum)).await {
+                Some((answer, _))
+                    if answer.status == StatusCode::OK && answer.length() == Some(sum.bytes) =>
+                {
                     return Ok(Given::Passed(Box::new(answer)));
                 }
+                _ if now.is_empty() => {}
                 _ => count(&self.counters.relay_failed),
             }
         }
@@ -270,9 +314,11 @@ impl Proxy {
         }
     }
 
-    /// Bytes that mirrors and relays have sent.
-    pub fn received(&self) -> (u64, u64) {
-        (self.mirrors.received(), self.relays.as_ref().map_or(0, |relays| relays.received()))
+    /// Bytes that mirrors, relays and neighbours have sent.
+    pub fn received(&self) -> [(&'static str, u64); 3] {
+        let of = |nodes: &Option<Nodes>| nodes.as_ref().map_or(0, Nodes::received);
+        let mirror = self.mirrors.received();
+        [("mirror", mirror), ("relay", of(&self.relays)), ("neighbour", of(&self.neighbours))]
     }
 
     /// Header fields of every request of this proxy.

@@ -297,7 +297,7 @@ mod tests {
     fn stored(store: &Arc<Store>, content: &[u8]) -> Arc<Stored> {
         let partial = store.begin(content.len() as u64).expect("room");
         partial.handle().expect("a handle").write_all(content).expect("write");
-        partial.keep(Sum { sha256: sha256(content), bytes: content.len() as u64 }, 1).expect("kept")
+        partial.keep(Sum { sha256: sha256(content), bytes: content.len() as u64 }, 1, "x").expect("kept")
     }
 
     fn package(path: &str, n: u8) -> Vec<u8> {

@@ -119,7 +119,7 @@ impl Pool {
 
 /// Answer of a server. Its body is read with [`Answer::next`].
 #[derive(Debug)]
-pub struct Answer {
+pub(super) struct Answer {
     /// Status.
     pub status: StatusCode,
     /// Header fields.
@@ -138,7 +138,7 @@ impl Answer {
     ///
     /// # Errors
     /// [`MirrorError::Broken`] when the body ends before its length, [`MirrorError::Stalled`].
-    pub async fn next(&mut self) -> Result<Option<Bytes>, MirrorError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, MirrorError> {
         loop {
             let frame = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx));
             let frame = tokio::time::timeout(self.stall, frame).await.map_err(|_| self.stalled())?;
@@ -169,7 +169,7 @@ impl Answer {
     ///
     /// # Errors
     /// As [`next`](Self::next).
-    pub async fn all(&mut self, most: u64) -> Result<Option<Vec<u8>>, MirrorError> {
+    pub(super) async fn all(&mut self, most: u64) -> Result<Option<Vec<u8>>, MirrorError> {
         let mut out = Vec::new();
         while let Some(bytes) = self.next().await? {
             if out.len() as u64 + bytes.len() as u64 > most {
@@ -181,12 +181,12 @@ impl Answer {
     }
 
     /// Length that the header states, bytes.
-    pub fn length(&self) -> Option<u64> {
+    pub(super) fn length(&self) -> Option<u64> {
         self.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
     /// `Last-Modified`, unix seconds.
-    pub fn modified(&self) -> Option<u64> {
+    pub(super) fn modified(&self) -> Option<u64> {
         let text = self.headers.get(header::LAST_MODIFIED)?.to_str().ok()?;
         let time = httpdate::parse_http_date(text).ok()?;
         time.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs())

@@ -28,14 +28,16 @@ mod fetch;
 mod flight;
 mod index;
 mod library;
+mod marks;
 mod mirror;
 mod names;
+mod nodes;
 mod reach;
-mod relays;
 mod releases;
 mod reply;
 mod serve;
 mod settings;
+mod shelf;
 mod signatures;
 mod store;
 mod tunnel;
@@ -55,13 +57,15 @@ pub use address::{Address, AddressError};
 pub use counters::Counters;
 pub use flight::{Failure, Flight};
 pub use library::Library;
+pub use marks::Marks;
+pub use nodes::{Find, Nodes};
 pub use reach::{HostPattern, Reach, is_public};
-pub use relays::Relays;
 pub use reply::Reply;
-pub use serve::{DETECT_PATH, serve, serve_node};
+pub use serve::{DETECT_PATH, serve, serve_neighbours, serve_node};
 pub use settings::{AptSettings, LISTEN, Network, SECTION};
+pub use shelf::{Import, Item, Shelf};
 pub use signatures::Signatures;
-pub use store::{Bounds, Line, Store, StoreCounters};
+pub use store::{Bounds, Store, StoreCounters};
 
 use self::counters::count;
 use self::fetch::Given;
@@ -87,8 +91,10 @@ const WRONG_MAX: usize = 1024;
 pub enum Asker {
     /// A program such as apt.
     Program,
-    /// A node of the realm, which names the hash that it wants.
+    /// A node below this relay, which names the hash that it wants.
     Node,
+    /// A neighbour of this device, which names the hash that it wants and gets what is here.
+    Neighbour,
 }
 
 /// A proxy for apt.
@@ -98,7 +104,8 @@ pub struct Proxy {
     library: Arc<Library>,
     releases: Releases,
     mirrors: Mirrors,
-    relays: Option<Relays>,
+    relays: Option<Nodes>,
+    neighbours: Option<Nodes>,
     flights: Mutex<HashMap<Sha256, Arc<Flight>>>,
     locks: Mutex<HashMap<Address, Weak<tokio::sync::Mutex<()>>>>,
     /// How often wrong bytes of a file were given. Its date changes each time, so that apt does not
@@ -117,7 +124,12 @@ impl Proxy {
     ///
     /// # Errors
     /// Those of the file system; `WouldBlock` when another process has the cache.
-    pub fn open(settings: AptSettings, directory: &Path, relays: Option<Relays>) -> io::Result<Arc<Self>> {
+    pub fn open(
+        settings: AptSettings,
+        directory: &Path,
+        relays: Option<Nodes>,
+        neighbours: Option<Nodes>,
+    ) -> io::Result<Arc<Self>> {
         let store = Arc::new(Store::open(directory, settings.bounds)?);
         let library = Arc::new(Library::open(&directory.join("names"))?);
         let releases = Releases::open(&directory.join("releases"))?;
@@ -132,6 +144,7 @@ impl Proxy {
             releases,
             mirrors,
             relays: relays.filter(|_| settings.use_relay),
+            neighbours: neighbours.filter(|_| settings.use_neighbours),
             settings,
             flights: Mutex::default(),
             locks: Mutex::default(),
@@ -190,6 +203,9 @@ impl Proxy {
             Ok(address) => address,
             Err(refusal) => return refusal.into_response().map(Reply::File),
         };
+        if asker == Asker::Neighbour {
+            return self.give_neighbour(method, headers).await;
+        }
         let answered = if headers.contains_key(header::AUTHORIZATION) {
             // What a repository gives to one user is for nobody else.
             self.pass_through(method, &address, headers).await
@@ -204,7 +220,7 @@ impl Proxy {
                 }
             })
         } else {
-            let wanted = (asker == Asker::Node).then(|| relays::sum_in(headers)).flatten();
+            let wanted = (asker == Asker::Node).then(|| nodes::sum_in(headers)).flatten();
             let named = wanted.map(|sum| Named { sum, index: None });
             match named.or_else(|| self.library.find(&address)) {
                 Some(named) => self.give_listed(method, &address, headers, named).await,
@@ -290,6 +306,23 @@ impl Proxy {
                 response.headers_mut().remove(header::ACCEPT_RANGES);
                 Ok(response)
             }
+        }
+    }
+
+    /// Gives a neighbour a file that is here, and asks nobody for another.
+    async fn give_neighbour(self: &Arc<Self>, method: &Method, headers: &HeaderMap) -> Response<Reply> {
+        let stored = match nodes::sum_in(headers) {
+            Some(sum) => self.cached(&sum).await,
+            None => None,
+        };
+        match stored {
+            Some(stored) => {
+                count(&self.counters.neighbours_served);
+                reply::give(method, headers, &self.described(stored.sum, stored.modified), Arc::new(stored))
+            }
+            None => Refusal::not_found("this neighbour does not have the file", "")
+                .into_response()
+                .map(Reply::File),
         }
     }
 

@@ -232,13 +232,14 @@ impl Proxy {
 
     /// Asks the relay, and the mirror where it does not help, for a small file.
     async fn small(&self, address: &Address, headers: &HeaderMap) -> Result<Answer, MirrorError> {
-        if let Some(relays) = &self.relays
-            && !relays.is_none()
-        {
-            if let Some(answer) = relays.get(address, headers, None).await {
+        if let Some(relays) = &self.relays {
+            let now = relays.now();
+            if let Some((answer, _)) = relays.get(&now, address, headers, None).await {
                 return Ok(answer);
             }
-            count(&self.counters.relay_failed);
+            if !now.is_empty() {
+                count(&self.counters.relay_failed);
+            }
         }
         self.mirrors.get(&Method::GET, address, headers).await
     }
@@ -282,7 +283,7 @@ impl Proxy {
             }
             let Some(partial) = store.begin(sum.bytes) else { return Ok(None) };
             partial.handle()?.write_all(&body)?;
-            partial.keep(sum, modified).map(Some)
+            partial.keep(sum, modified, &name).map(Some)
         });
         match kept.await {
             Ok(Ok(Some(_))) => {}

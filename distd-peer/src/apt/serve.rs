@@ -15,12 +15,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::address::host_and_port;
 use super::counters::count;
 use super::{Asker, Proxy, Reply};
+use crate::clock::unix_now;
 use crate::gateway::{Body, Refusal};
-use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, stopped};
+use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, stopped};
+use crate::trust::tls::identity_in;
 
 /// Longest time for a request's head, which is also how long an idle connection stays open.
 const HEAD: Duration = Duration::from_secs(60);
@@ -48,6 +51,50 @@ pub async fn serve_node(
     stop: watch::Receiver<bool>,
 ) {
     requests(stream, from, &proxy, Asker::Node, stop).await;
+}
+
+/// Serves the neighbours of a device on `listener` until `stop` becomes true or its sender is gone.
+/// Only nodes of the realm are answered, with files that are in the cache.
+pub async fn serve_neighbours(
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    proxy: Arc<Proxy>,
+    stop: watch::Receiver<bool>,
+) {
+    let server = NeighbourServer { proxy, acceptor: TlsAcceptor::from(Arc::new(tls)) };
+    let open = accept(listener, Arc::new(server), stop).await;
+    let _ = timeout(GRACE, open.wait()).await;
+}
+
+struct NeighbourServer {
+    proxy: Arc<Proxy>,
+    acceptor: TlsAcceptor,
+}
+
+impl ConnectionServer for NeighbourServer {
+    fn refused(&self) {
+        count(&self.proxy.counters.connections_refused);
+    }
+
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        authenticated: Authenticated,
+        stop: watch::Receiver<bool>,
+    ) {
+        let stream = match secured(stream, &self.acceptor).await {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(%from, error = %Chain(&error), "TLS handshake failed"),
+        };
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        if let Err(error) = identity_in(&chain, unix_now()) {
+            count(&self.proxy.counters.clients_refused);
+            return tracing::debug!(%from, error = %Chain(&error), "a neighbour was refused");
+        }
+        authenticated.set();
+        requests(stream, from, &self.proxy, Asker::Neighbour, stop).await;
+    }
 }
 
 struct Server(Arc<Proxy>);

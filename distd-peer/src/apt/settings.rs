@@ -73,6 +73,7 @@ struct Written {
     stall_seconds: u64,
     tunnel_idle_seconds: u64,
     use_relay: bool,
+    use_neighbours: bool,
 }
 
 impl Default for Written {
@@ -91,6 +92,7 @@ impl Default for Written {
             stall_seconds: 30,
             tunnel_idle_seconds: 300,
             use_relay: true,
+            use_neighbours: true,
         }
     }
 }
@@ -120,6 +122,8 @@ pub struct AptSettings {
     pub tunnel_idle: Duration,
     /// Whether a device asks its relay before a mirror.
     pub use_relay: bool,
+    /// Whether a device asks its neighbours, and answers them.
+    pub use_neighbours: bool,
     /// Whether packets may go to mirrors at all; a device whose packets stay in its networks asks
     /// its relay alone.
     pub asks_mirrors: bool,
@@ -177,6 +181,7 @@ impl AptSettings {
             stall: seconds(written.stall_seconds, "stall_seconds")?,
             tunnel_idle: seconds(written.tunnel_idle_seconds, "tunnel_idle_seconds")?,
             use_relay: written.use_relay,
+            use_neighbours: written.use_neighbours,
             asks_mirrors: true,
         })
     }

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use distd_core::error::Chain;
 
 use super::index::{Sha256, Sum};
+use super::marks::{self, Marks};
 use crate::filesystem;
 use crate::gateway::FileBytes;
 
@@ -28,8 +29,11 @@ use crate::gateway::FileBytes;
 const READ_BYTES: u64 = 128 << 10;
 
 /// Directories in the cache: whole files, files on their way.
-const OBJECTS: &str = "objects";
-const PARTIAL: &str = "partial";
+pub(super) const OBJECTS: &str = "objects";
+pub(super) const PARTIAL: &str = "partial";
+
+/// Directory with an empty file for each hash that a command has pinned.
+pub(super) const PINS: &str = "pins";
 
 /// File that one process locks.
 const LOCK: &str = "lock";
@@ -119,6 +123,20 @@ struct Object {
     open: Weak<Stored>,
 }
 
+impl Object {
+    /// A file that was found in the directory.
+    fn of(meta: &fs::Metadata) -> io::Result<Self> {
+        Ok(Self {
+            bytes: meta.len(),
+            modified: nanoseconds(meta.modified()?) / 1_000_000_000,
+            used: nanoseconds(meta.accessed()?),
+            is_pinned: false,
+            is_verified: false,
+            open: Weak::new(),
+        })
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     objects: HashMap<Sha256, Object>,
@@ -138,15 +156,6 @@ pub struct Store {
     /// Counters.
     pub counters: StoreCounters,
     _lock: File,
-}
-
-/// A line of the list of a cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Line {
-    /// Hash and length.
-    pub sum: Sum,
-    /// When it was last given, unix seconds.
-    pub used: u64,
 }
 
 fn nanoseconds(time: SystemTime) -> u64 {
@@ -197,15 +206,7 @@ impl Store {
                 // A file that is none of ours stays, and is not counted.
                 let Some(sha256) = entry.file_name().to_str().and_then(hash_of) else { continue };
                 let meta = entry.metadata()?;
-                let object = Object {
-                    bytes: meta.len(),
-                    modified: nanoseconds(meta.modified()?) / 1_000_000_000,
-                    used: nanoseconds(meta.accessed()?),
-                    is_pinned: false,
-                    is_verified: false,
-                    open: Weak::new(),
-                };
-                state.put(sha256, object);
+                state.put(sha256, Object::of(&meta)?);
             }
         }
         Ok(())
@@ -225,24 +226,25 @@ impl Store {
         self.state().bytes
     }
 
+    /// Takes note of a file that a command put into the directory.
+    fn look_for(&self, sha256: &Sha256) {
+        if !self.has(sha256)
+            && let Ok(meta) = fs::metadata(self.path(sha256))
+            && let Ok(object) = Object::of(&meta)
+        {
+            self.state().put(*sha256, object);
+        }
+    }
+
     /// Whether a file is there.
     pub fn has(&self, sha256: &Sha256) -> bool {
         self.state().objects.contains_key(sha256)
     }
 
-    /// Lists the files, the last given first.
-    pub fn list(&self) -> Vec<Line> {
-        let state = self.state();
-        let line = |(used, sha256): &(u64, Sha256)| {
-            let bytes = state.objects.get(sha256).map_or(0, |object| object.bytes);
-            Line { sum: Sum { sha256: *sha256, bytes }, used: used / 1_000_000_000 }
-        };
-        state.order.iter().rev().map(line).collect()
-    }
-
     /// Opens a file, and takes note that it was used. The hash is verified when this process opens
     /// the file for the first time; a file that is damaged is removed. Blocks.
     pub fn get(&self, sha256: &Sha256) -> Option<Arc<Stored>> {
+        self.look_for(sha256);
         let (stored, is_verified) = {
             let mut state = self.state();
             let object = state.touch(sha256)?;
@@ -281,6 +283,8 @@ impl Store {
                 object.is_verified = true;
             }
         }
+        let before = marks::read(&self.path(sha256));
+        marks::write(&stored.file, &Marks { given: before.given.saturating_add(1), ..before });
         Some(stored)
     }
 
@@ -347,7 +351,7 @@ impl Store {
                     state.reserved += bytes;
                     return true;
                 }
-                state.victim()
+                state.victim(|sha256| self.dir.join(PINS).join(hex::encode(sha256)).exists())
             };
             let Some(victim) = victim else { return false };
             if !self.remove(&victim) {
@@ -395,11 +399,11 @@ impl State {
     }
 
     /// The file to remove next: the one that was not used for longest, of those that nobody reads.
-    fn victim(&self) -> Option<Sha256> {
+    fn victim(&self, is_pinned: impl Fn(&Sha256) -> bool) -> Option<Sha256> {
         let is_free = |sha256: &Sha256| {
-            self.objects
-                .get(sha256)
-                .is_some_and(|object| !object.is_pinned && object.open.strong_count() == 0)
+            let object = self.objects.get(sha256);
+            object.is_some_and(|object| !object.is_pinned && object.open.strong_count() == 0)
+                && !is_pinned(sha256)
         };
         self.order.iter().map(|(_, sha256)| *sha256).find(is_free)
     }
@@ -422,15 +426,16 @@ impl Partial {
         self.file.as_ref().ok_or(io::ErrorKind::NotFound)?.as_file().try_clone()
     }
 
-    /// Puts the file, whose bytes are verified, under its hash.
+    /// Puts the file, whose bytes are verified, under its hash. `name` is what commands show.
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn keep(mut self, sum: Sum, modified: u64) -> io::Result<Arc<Stored>> {
+    pub fn keep(mut self, sum: Sum, modified: u64, name: &str) -> io::Result<Arc<Stored>> {
         let temporary = self.file.take().ok_or(io::ErrorKind::NotFound)?;
         let now = SystemTime::now();
         let times =
             FileTimes::new().set_accessed(now).set_modified(UNIX_EPOCH + Duration::from_secs(modified));
+        marks::write(temporary.as_file(), &Marks { name: name.to_owned(), given: 1 });
         temporary.as_file().set_len(sum.bytes)?;
         temporary.as_file().set_times(times)?;
         let path = self.store.path(&sum.sha256);
@@ -462,7 +467,7 @@ impl Drop for Partial {
 }
 
 /// The hash in the name of a file; `None` for another name.
-fn hash_of(name: &str) -> Option<Sha256> {
+pub(super) fn hash_of(name: &str) -> Option<Sha256> {
     let is_lower = name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if is_lower { hex::decode(name).ok()?.try_into().ok() } else { None }
 }
@@ -506,13 +511,15 @@ mod tests {
 
     use super::*;
 
+    use crate::apt::shelf::Shelf;
+
     const ROOMY: Bounds = Bounds { max_bytes: 1000, min_free_bytes: 0 };
 
     fn put(store: &Arc<Store>, bytes: &[u8]) -> Option<Sha256> {
         let partial = store.begin(bytes.len() as u64)?;
         partial.handle().expect("a handle").write_all(bytes).expect("write");
         let sum = Sum { sha256: sha256(bytes), bytes: bytes.len() as u64 };
-        partial.keep(sum, 86400).expect("kept");
+        partial.keep(sum, 86400, "name").expect("kept");
         Some(sum.sha256)
     }
 
@@ -556,11 +563,35 @@ mod tests {
         let store = open(dir.path(), ROOMY);
         assert!(!dir.path().join(PARTIAL).join("left").exists());
         assert_eq!(store.get(&b).expect("there").modified, 86400);
-        assert_eq!(store.list().iter().map(|line| line.sum.sha256).collect::<Vec<_>>(), [b, a]);
+        let listed = Shelf::new(dir.path()).list().expect("lists");
+        assert_eq!(
+            listed.iter().map(|item| item.sha256.clone()).collect::<Vec<_>>(),
+            [b, a].map(hex::encode)
+        );
         drop(store);
         let store = open(dir.path(), ROOMY);
         put(&store, &[3; 400]).expect("room");
         assert!(store.has(&b) && !store.has(&a));
+    }
+
+    #[test]
+    fn commands_change_the_cache_of_a_process_that_runs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = open(dir.path(), ROOMY);
+        let shelf = Shelf::new(dir.path());
+        let [a, b] = [1u8, 2].map(|n| put(&store, &[n; 400]).expect("room"));
+        let item = |sha256: &Sha256| shelf.find(&hex::encode(sha256)).expect("finds").remove(0);
+        assert!(item(&a).marks.given == 1 || item(&a).marks == Marks::default(), "no notes on this disk");
+        shelf.pin(&item(&a)).expect("pins");
+        put(&store, &[3; 400]).expect("room");
+        assert!(store.has(&a) && !store.has(&b), "a file that is pinned stays");
+        shelf.remove(&item(&a)).expect("removes");
+        assert!(store.get(&a).is_none() && !store.has(&a), "it is gone");
+        let package = dir.path().join("a.deb");
+        fs::write(&package, "!<arch>\ndebian-binary and more").expect("write");
+        shelf.import(&package).expect("imports");
+        let sum = sha256(b"!<arch>\ndebian-binary and more");
+        assert_eq!(store.get(&sum).expect("given").sum.bytes, 30);
     }
 
     #[test]

@@ -172,7 +172,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let proxy = match config.apt.clone() {
         Some(settings) => {
             let directory = settings.directory_in(&config.data);
-            let opened = tokio::task::block_in_place(|| apt::Proxy::open(settings, &directory, None));
+            let opened = tokio::task::block_in_place(|| apt::Proxy::open(settings, &directory, None, None));
             Some(opened.map_err(StartError::Apt)?)
         }
         None => None,

@@ -317,6 +317,30 @@ pub fn quic_neighbour(
     Ok(into_quic_server(answering(credentials, ca, &[ALPN_DISTD])?))
 }
 
+/// Server configuration for the requests of neighbours to the proxy for apt of a device. Clients
+/// are dialled with [`apt_neighbour_client`].
+///
+/// # Errors
+/// [`TlsError`].
+pub fn apt_neighbour(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<ServerConfig, TlsError> {
+    answering(credentials, ca, &[ALPN_APT])
+}
+
+/// Client configuration for the proxy for apt of a neighbour: mutual TLS. Dial with
+/// [`super::identity::LEAF_NAME`].
+///
+/// # Errors
+/// [`TlsError`].
+pub fn apt_neighbour_client(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<ClientConfig, TlsError> {
+    dialling(credentials, ca)
+}
+
 fn answering(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,

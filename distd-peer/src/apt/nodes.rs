@@ -1,5 +1,6 @@
-//! The relay of a device as a parent of its proxy: requests go to the relay's TCP port over mutual
-//! TLS, under an ALPN of their own (docs/decisions/0022).
+//! Nodes of the realm that a proxy asks before a mirror: the relays of a device, which get what
+//! they do not have, and its neighbours, which give what they have. Requests go to a TCP port over
+//! mutual TLS, under an ALPN of their own (docs/decisions/0022).
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -17,20 +18,29 @@ use super::index::Sum;
 use super::mirror::{Answer, Client, MirrorError, Wire};
 use super::reach::Unreachable;
 use crate::net::resolve;
-use crate::trust::identity::PARENT_NAME;
+use crate::trust::identity::{LEAF_NAME, PARENT_NAME};
 use crate::trust::tls::ALPN_APT;
 
-/// Header with the SHA-256 of the file that a device asks a relay for, and its length.
+/// Header with the SHA-256 of the file that a node asks another for, and its length.
 pub(super) const SUM: HeaderName = HeaderName::from_static("distd-sum");
 
-/// Longest time for a connection to a relay: it is near.
+/// Longest time for a connection to a node: it is near.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Time for which a relay that did not answer is not asked again.
+/// Time for which a node that did not answer is not asked again.
 const AWAY: Duration = Duration::from_secs(30);
 
-/// Time for which a relay that sent wrong bytes is not asked again.
+/// Time for which a node that sent wrong bytes is not asked again.
 const WRONG: Duration = Duration::from_secs(3600);
+
+/// Most nodes that are asked for one file: absence has to be known soon.
+const ASKED_MAX: usize = 4;
+
+/// Most nodes of which it is remembered that they are not asked.
+const AWAY_MAX: usize = 256;
+
+/// Finder of the addresses of nodes, `HOST:PORT`, the best first.
+pub type Find = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// Text of a sum in the header.
 fn sum_text(sum: &Sum) -> String {
@@ -43,68 +53,81 @@ pub(super) fn sum_in(headers: &HeaderMap) -> Option<Sum> {
     Some(Sum { sha256: hex::decode(sha256).ok()?.try_into().ok()?, bytes: bytes.parse().ok()? })
 }
 
-/// The relays of a device, nearest first.
-pub struct Relays {
-    addresses: Vec<String>,
+/// Nodes of one kind.
+pub struct Nodes {
+    find: Find,
+    /// Name in the certificates of these nodes.
+    name: &'static str,
     tls: TlsConnector,
     client: Client,
-    /// Relays that are not asked, until when.
+    /// Nodes that are not asked, until when.
     away: Mutex<HashMap<String, Instant>>,
 }
 
-impl Relays {
-    /// The relays at `addresses`, `HOST:PORT`, dialled with `tls` and silent for `stall` at most.
-    pub fn new(addresses: Vec<String>, mut tls: rustls::ClientConfig, stall: Duration) -> Self {
-        tls.alpn_protocols = vec![ALPN_APT.to_vec()];
-        let tls = TlsConnector::from(Arc::new(tls));
-        Self { addresses, tls, client: Client::new(stall), away: Mutex::default() }
+impl Nodes {
+    /// The relays at `addresses`, dialled with `tls` and silent for `stall` at most.
+    pub fn relays(addresses: Vec<String>, tls: rustls::ClientConfig, stall: Duration) -> Self {
+        Self::new(Box::new(move || addresses.clone()), PARENT_NAME, tls, stall)
     }
 
-    /// Bytes of bodies that relays have sent.
+    /// The neighbours that `find` returns, dialled likewise.
+    pub fn neighbours(find: Find, tls: rustls::ClientConfig, stall: Duration) -> Self {
+        Self::new(find, LEAF_NAME, tls, stall)
+    }
+
+    fn new(find: Find, name: &'static str, mut tls: rustls::ClientConfig, stall: Duration) -> Self {
+        tls.alpn_protocols = vec![ALPN_APT.to_vec()];
+        let tls = TlsConnector::from(Arc::new(tls));
+        Self { find, name, tls, client: Client::new(stall), away: Mutex::default() }
+    }
+
+    /// Bytes of bodies that these nodes have sent.
     pub fn received(&self) -> u64 {
         self.client.received.load(Ordering::Relaxed)
     }
 
-    fn is_away(&self, relay: &str) -> bool {
-        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        away.get(relay).is_some_and(|until| Instant::now() < *until)
-    }
-
-    fn leave(&self, relay: &str, time: Duration) {
+    fn leave(&self, node: &str, time: Duration) {
         let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        away.insert(relay.to_owned(), Instant::now() + time);
-    }
-
-    /// Whether no relay would be asked now.
-    pub fn is_none(&self) -> bool {
-        self.addresses.iter().all(|relay| self.is_away(relay))
-    }
-
-    /// Asks no relay again for an hour: one of them sent wrong bytes, and they are few.
-    pub fn sent_wrong_bytes(&self) {
-        for relay in &self.addresses {
-            self.leave(relay, WRONG);
+        if away.len() >= AWAY_MAX {
+            away.retain(|_, until| Instant::now() < *until);
         }
+        away.insert(node.to_owned(), Instant::now() + time);
     }
 
-    /// Asks the relays for a file, one after the other; `None` when none of them helps.
-    pub async fn get(&self, address: &Address, headers: &HeaderMap, sum: Option<Sum>) -> Option<Answer> {
-        for relay in &self.addresses {
-            if self.is_away(relay) {
-                continue;
-            }
-            match self.get_from(relay, address, headers, sum).await {
+    /// Nodes that are asked now.
+    pub(super) fn now(&self) -> Vec<String> {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = (self.find)();
+        found.retain(|node| away.get(node).is_none_or(|until| *until <= Instant::now()));
+        found.truncate(ASKED_MAX);
+        found
+    }
+
+    /// Asks a node that sent wrong bytes no more for an hour.
+    pub(super) fn sent_wrong_bytes(&self, node: &str) {
+        self.leave(node, WRONG);
+    }
+
+    /// Asks these nodes for a file, one after the other. Returns the answer of the first that
+    /// helps, and its address.
+    pub(super) async fn get(
+        &self,
+        nodes: &[String],
+        address: &Address,
+        headers: &HeaderMap,
+        sum: Option<Sum>,
+    ) -> Option<(Answer, String)> {
+        for node in nodes {
+            match self.get_from(node, address, headers, sum).await {
                 Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED => {
-                    return Some(answer);
+                    return Some((answer, node.clone()));
                 }
-                // Its mirror does not have the file, or the relay may not ask the mirror.
-                Ok(answer) => {
-                    tracing::debug!(relay, %address, status = %answer.status, "a relay has no file")
-                }
+                // It does not have the file, its mirror does not, or it may not ask the mirror.
+                Ok(answer) => tracing::debug!(node, %address, status = %answer.status, "a node has no file"),
                 Err(error) => {
                     let error = distd_core::error::Chain(&error).to_string();
-                    tracing::debug!(relay, error, "a relay does not answer for apt");
-                    self.leave(relay, AWAY);
+                    tracing::debug!(node, error, "a node does not answer for apt");
+                    self.leave(node, AWAY);
                 }
             }
         }
@@ -113,12 +136,12 @@ impl Relays {
 
     async fn get_from(
         &self,
-        relay: &str,
+        node: &str,
         address: &Address,
         headers: &HeaderMap,
         sum: Option<Sum>,
     ) -> Result<Answer, MirrorError> {
-        let broken = |error: http::Error| MirrorError::Broken(relay.to_owned(), error.into());
+        let broken = |error: http::Error| MirrorError::Broken(node.to_owned(), error.into());
         let mut request = Request::builder().method(Method::GET).uri(address.to_string());
         if let Some(all) = request.headers_mut() {
             all.extend(headers.clone());
@@ -130,19 +153,19 @@ impl Relays {
             }
         }
         let request = request.body(()).map_err(broken)?;
-        self.client.send(relay, request, || self.connect(relay)).await
+        self.client.send(node, request, || self.connect(node)).await
     }
 
-    async fn connect(&self, relay: &str) -> Result<Box<dyn Wire>, MirrorError> {
-        let failed = |error| MirrorError::Unreachable(Unreachable::Connect(relay.to_owned(), error));
+    async fn connect(&self, node: &str) -> Result<Box<dyn Wire>, MirrorError> {
+        let failed = |error| MirrorError::Unreachable(Unreachable::Connect(node.to_owned(), error));
         let connecting = async {
             let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
-            for address in resolve(relay).await? {
+            for address in resolve(node).await? {
                 match TcpStream::connect(address).await {
                     Ok(stream) => {
                         // A socket that refuses the option is about to fail anyway.
                         let _ = stream.set_nodelay(true);
-                        let name = ServerName::try_from(PARENT_NAME).expect("the role's name is a DNS name");
+                        let name = ServerName::try_from(self.name).expect("the role's name is a DNS name");
                         let stream = self.tls.connect(name, stream).await?;
                         if stream.get_ref().1.alpn_protocol() != Some(ALPN_APT) {
                             return Err(std::io::Error::other("it has no proxy for apt"));
