@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_peer::relay::{self, ImportResult, RelaySettings};
+use distd_peer::relay::{self, ImportResult, Outcome, RelaySettings};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::token::JoinToken;
 use tracing_subscriber::EnvFilter;
@@ -117,15 +117,19 @@ fn import(args: &ImportArgs) -> anyhow::Result<()> {
     let config = settings.config();
     let handed = relay::hand_over(&args.bundle, &config.data, config.store.min_free_bytes)?;
     match handed.wait().context("could not read what the relay says of the bundle")? {
-        Some(ImportResult::Imported(done)) => {
+        Outcome::Done(ImportResult::Imported(done)) => {
             println!(
                 "{} imported: {} new chunks, {} that the relay had",
                 done.release, done.new_chunks, done.held_chunks
             );
             Ok(())
         }
-        Some(ImportResult::Refused(reason)) => anyhow::bail!("not imported: {reason}"),
-        None => {
+        Outcome::Done(ImportResult::Refused(reason)) => anyhow::bail!("not imported: {reason}"),
+        Outcome::NotTaken => anyhow::bail!(
+            "the relay on {} does not take the bundle: look at its log; it is of this version of distd or later?",
+            config.data.display()
+        ),
+        Outcome::NotRunning => {
             println!("no relay runs on {}: it imports the bundle when it is started", config.data.display());
             Ok(())
         }

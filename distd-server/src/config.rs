@@ -316,8 +316,8 @@ pub const TABLE: Table<Values> = Table {
             variable: "DISTD_SERVER_BUNDLE_VALIDITY",
             value: "DURATION",
             several: false,
-            default: "`24h`",
-            help: "Longest time for which the metadata in a bundle may be valid, `24h` to `30d`",
+            default: "`0`, none is signed",
+            help: "Longest time for which the metadata in a bundle may be valid, up to `30d`",
             set: |s, text| parse_bundle_validity(text).map(|validity| s.bundle_validity = validity),
             show: |s| Shown::Text(format!("{}s", s.bundle_validity.as_secs())),
         },
@@ -665,8 +665,9 @@ pub fn parse_capability_validity(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// The end of a sentence about the text.
 pub fn parse_bundle_validity(text: &str) -> Result<Duration, String> {
-    let validity = duration(text).filter(|validity| BUNDLE_SECONDS.contains(&validity.as_secs()));
-    validity.ok_or_else(|| "is no duration between 24h and 30d, as in 14d".to_owned())
+    let fits = |validity: &Duration| validity.is_zero() || BUNDLE_SECONDS.contains(&validity.as_secs());
+    let validity = if text == "0" { Some(Duration::ZERO) } else { duration(text).filter(fits) };
+    validity.ok_or_else(|| "is neither 0 nor a duration between 24h and 30d, as in 14d".to_owned())
 }
 
 /// Whether two listeners of one protocol want the same port of the same address.

@@ -77,7 +77,7 @@ enum Command {
         cert_validity: String,
         /// Longest validity of the metadata in a bundle; the origin's setting of that name is at
         /// most this.
-        #[arg(long, value_name = "DURATION", default_value = "24h")]
+        #[arg(long, value_name = "DURATION", default_value = "0")]
         bundle_validity: String,
     },
     /// Print the realm's public OpenPGP key, with which update clients such as systemd-sysupdate

@@ -98,7 +98,7 @@ fn a_killed_export_and_a_killed_import_continue_where_they_stopped() {
     // As a kill in the middle leaves it: half of the file, under the name of a part.
     let bytes = fs::read(&bundle).expect("read");
     fs::remove_file(&bundle).expect("remove");
-    fs::write(lab.path("whole.bundle.distd-part"), &bytes[..bytes.len() / 2]).expect("write");
+    fs::write(lab.path("whole.bundle.distd-bundle-part"), &bytes[..bytes.len() / 2]).expect("write");
     let again = export(&lab, "exporter", "os@1", "whole.bundle", &[]).1.ok();
     let (kept, chunks) = (again.number("kept"), again.number("chunks"));
     assert!(kept > chunks / 4 && kept < chunks, "{}", again.json);
@@ -106,7 +106,7 @@ fn a_killed_export_and_a_killed_import_continue_where_they_stopped() {
     assert_eq!(again.number("bundle_bytes"), exported.number("bundle_bytes"));
     let parts = fs::read_dir(lab.path("")).expect("list");
     let names: Vec<String> = parts.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
-    assert!(names.iter().all(|name| !name.contains(".distd-part")), "{names:?}");
+    assert!(names.iter().all(|name| !name.contains(".distd-bundle-part")), "{names:?}");
     let refused = export(&lab, "exporter", "os@1", "whole.bundle", &[]).1;
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     export(&lab, "exporter", "os@1", "whole.bundle", &["--force"]).1.ok();

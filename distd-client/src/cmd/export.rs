@@ -81,6 +81,7 @@ impl TableOptions for ExportOptions {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let settings = context.settings(&args.settings.line)?;
+    let wanted = args.wanted.to_string();
     let pull = PullRequest::without_target(context.data(), args.wanted, &settings)?.unshared();
     let out = Some(args.out).filter(|out| out != Path::new("-"));
     if out.is_none() && context.output().is_json() {
@@ -99,23 +100,23 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let progress = Arc::new(ShownProgress::new(context.output()));
     let exported = export(&request, progress).await?;
     match to_file {
-        Some(out) => context.output().result(&exported, |exported| summary(exported, &out)),
+        Some(out) => context.output().result(&exported, |exported| summary(exported, &out, &wanted)),
         // Standard output is the bundle.
         None => {
-            context.output().note(&summary(&exported, Path::new("standard output")));
+            context.output().note(&summary(&exported, Path::new("standard output"), &wanted));
             Ok(())
         }
     }
 }
 
-fn summary(exported: &Exported, out: &Path) -> String {
+fn summary(exported: &Exported, out: &Path, wanted: &str) -> String {
     let from = exported.since.as_ref().map(|since| format!(" for devices that have {since}"));
     let kept = match exported.kept {
         0 => String::new(),
         kept => format!(", {kept} of them left by an interrupted export"),
     };
     format!(
-        "{}@{}{} in {}: {}, {} chunks and {} patches{kept}; {} received\nvalid until {}\nnext: on the device: distd pull {}@{} --from BUNDLE --out FILE; at a relay: distd-peer import BUNDLE",
+        "{}@{}{} in {}: {}, {} chunks and {} patches{kept}; {} received\nvalid until {}\nnext: on the device: distd pull {} --from BUNDLE --out FILE; at a relay: distd-peer import BUNDLE",
         exported.product,
         exported.version,
         from.unwrap_or_default(),
@@ -125,8 +126,7 @@ fn summary(exported: &Exported, out: &Path) -> String {
         exported.patches,
         human_bytes(exported.wire_bytes),
         time(exported.valid_until as i64),
-        exported.product,
-        exported.version,
+        wanted,
     )
 }
 

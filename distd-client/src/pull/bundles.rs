@@ -22,7 +22,10 @@ pub fn open(path: &Path) -> anyhow::Result<Bundle> {
         let code = match &error {
             BundleError::Io(_) => Code::Local,
             BundleError::Short | BundleError::Damaged => Code::Integrity,
-            BundleError::NoBundle | BundleError::Unknown(_) | BundleError::Malformed(_) => Code::Unusable,
+            BundleError::NoBundle
+            | BundleError::TooMany(_)
+            | BundleError::Unknown(_)
+            | BundleError::Malformed(_) => Code::Unusable,
         };
         let error = anyhow::Error::new(error).context(format!("could not use {}", path.display()));
         Failure::new(code, error).into()
@@ -73,9 +76,17 @@ pub(super) fn read_root(path: &Path) -> anyhow::Result<Bytes> {
 /// this root metadata.
 ///
 /// # Errors
-/// Failures with [`Code::Local`].
+/// Failures with [`Code::Local`], with [`Code::Unusable`] when it is no root metadata.
 pub(super) fn data_of_root(data: &Path, root: &[u8]) -> anyhow::Result<PathBuf> {
-    let name = blake3::hash(root).to_hex();
+    // Another root of the realm with the same keys, or other blanks, is the same realm.
+    let json: Option<serde_json::Value> = serde_json::from_slice(root).ok();
+    let keys = json.as_ref().and_then(|json| json.pointer("/signed/roles/root/keyids"));
+    let Some(keys) = keys else {
+        let error =
+            anyhow!("the file with the root metadata is none: take /tuf/1.root.json of the realm's origin");
+        return Err(Failure::new(Code::Unusable, error).into());
+    };
+    let name = blake3::hash(keys.to_string().as_bytes()).to_hex();
     let dir = data.join("roots").join(&name[..32]);
     files::create_private_dir(&dir).map_err(|error| Failure::new(Code::Local, error.into()))?;
     Ok(dir)

@@ -1,7 +1,7 @@
 //! Export: fetches what a pull would fetch, and writes it into a bundle in place of an artifact.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,21 +13,21 @@ use distd_core::ManifestId;
 use distd_core::api::BundleMetadata;
 use distd_core::fleet::rollout::RolloutState;
 use distd_core::manifest::{Entry, Kind, Manifest};
-use distd_core::names::{Name, Wanted, patches_target};
+use distd_core::names::{Name, Wanted, patches_target, release_target};
 use distd_core::packing::{PackedChunk, Unpacker};
 use distd_core::planner::{self, HeldIndex};
 use distd_core::proto::frame::{Data, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_core::{ChunkId, NodeHash};
-use distd_peer::bundle::{Bundle, BundleWriter, Head, Release};
+use distd_peer::bundle::{Bundle, BundleWriter, Head, MAGIC, Release};
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, FetchError, SinkError};
 use distd_peer::filesystem;
 use distd_peer::serve::answer_nodes;
 use distd_peer::table::ChunkTable;
-use distd_peer::trust::tuf::wire::{Answer, Query, ROOTS_PER_ANSWER, role_file};
-use distd_peer::trust::tuf::{ChannelDoc, Choice as Chosen, Chosen as ChosenRelease, Resolved};
+use distd_peer::trust::tuf::wire::{Answer, Query, ROOTS_PER_ANSWER, role_file, target_of};
+use distd_peer::trust::tuf::{ChannelDoc, Choice, Chosen, Resolved};
 use serde::Serialize;
 
 use super::entries::ZeroChunk;
@@ -40,8 +40,8 @@ use crate::failure::{Code, Failure};
 use crate::progress::Progress;
 
 /// Suffix of a bundle that is being written, and of what an interrupted export left.
-const PART: &str = ".distd-part";
-const PART_BEFORE: &str = ".distd-part-before";
+const PART: &str = ".distd-bundle-part";
+const PART_BEFORE: &str = ".distd-bundle-part-before";
 
 /// Rounds of questions for root metadata: [`ROOTS_PER_ANSWER`] roots each.
 const ROOT_ROUNDS: usize = 16;
@@ -142,9 +142,9 @@ async fn export_by(
     // The channel's release after its rollout, if one is under way: devices obey the rollout.
     let choose = |doc: &ChannelDoc| match &doc.rollout {
         Some(rollout) if rollout.state == RolloutState::Open => {
-            Chosen { release: ChosenRelease::OfRollout, held: None }
+            Choice { release: Chosen::OfRollout, held: None }
         }
-        _ => Chosen::default(),
+        _ => Choice::default(),
     };
     let resolved = session.resolve_signed(&pull.wanted, &targets[1..], &choose).await?;
     let before = match &since_wanted {
@@ -159,6 +159,7 @@ async fn export_by(
     let manifest = session.manifest(&resolved, &held).await?;
     let plan = Plan::make(session, pull, &resolved, manifest, before_manifest).await?;
     let (metadata, longer) = all_metadata(session, request, &resolved).await?;
+    check_metadata(&metadata, &pull.wanted, &resolved, &choose)?;
     let head = Head {
         product: product.clone(),
         channel: match &pull.wanted {
@@ -196,7 +197,7 @@ async fn export_by(
         since: since.clone(),
         bundle_bytes: 0,
         chunks: plan.chunks.len(),
-        patches: plan.payloads.iter().map(ChunkRanges::len).sum(),
+        patches: plan.patches,
         kept: 0,
         wire_bytes: 0,
         valid_until,
@@ -224,6 +225,8 @@ struct Plan {
     chunks: ChunkRanges,
     /// Chunks of each patch set, without those of its index.
     payloads: Vec<ChunkRanges>,
+    /// Patches that were chosen.
+    patches: u64,
 }
 
 /// A manifest, and what of its swarm goes into a bundle.
@@ -262,6 +265,7 @@ impl Plan {
             before: before.map(Arc::new),
             chunks: plan.fetch,
             payloads: Vec::new(),
+            patches: 0,
             offers,
         };
         if !this.offers.sets.is_empty() {
@@ -285,7 +289,11 @@ impl Plan {
             for at in &choice.patches {
                 this.payloads[at.set].insert(this.offers.sets[at.set].payloads[at.patch].id);
             }
+            this.patches = choice.patches.len() as u64;
             this.chunks = choice.chunks.iter().copied().collect();
+            if choice.patches.is_empty() {
+                this.payloads.clear();
+            }
         }
         Ok(this)
     }
@@ -395,6 +403,40 @@ async fn all_metadata(
     Err(Failure::new(Code::Conflict, error).next("run the same command again").into())
 }
 
+/// Checks that the metadata still leads to the release that was planned: a channel may have moved
+/// meanwhile.
+fn check_metadata(
+    answers: &[Bytes],
+    wanted: &Wanted,
+    resolved: &Resolved,
+    choose: &(dyn Fn(&ChannelDoc) -> Choice + Send + Sync),
+) -> anyhow::Result<()> {
+    let files: Vec<(String, Bytes)> =
+        answers.iter().filter_map(|answer| Answer::decode(answer).ok()).flat_map(|a| a.files).collect();
+    let target = |name: &str| {
+        files.iter().find(|(path, _)| target_of(path).as_deref() == Some(name)).map(|(_, bytes)| bytes)
+    };
+    let leads_there = match wanted {
+        Wanted::Release { .. } => true,
+        Wanted::Channel { .. } => target(&wanted.target_name())
+            .and_then(|bytes| serde_json::from_slice::<ChannelDoc>(bytes).ok())
+            .is_some_and(|doc| {
+                let of_rollout = doc.rollout.as_ref().map(|rollout| &rollout.version);
+                let version = match choose(&doc).release {
+                    Chosen::OfRollout => of_rollout.unwrap_or(&doc.version),
+                    _ => &doc.version,
+                };
+                *version == resolved.version
+            }),
+    };
+    let release = release_target(wanted.product(), &resolved.version);
+    if leads_there && target(&release).is_some_and(|root| *root == resolved.root_node) {
+        return Ok(());
+    }
+    let error = anyhow!("the channel or the release changed meanwhile");
+    Err(Failure::new(Code::Conflict, error).next("run the same command again").into())
+}
+
 /// Whether the file is one of those that are signed again often.
 fn is_dated(name: &str) -> bool {
     name == "timestamp.json" || name.ends_with(".snapshot.json")
@@ -421,6 +463,9 @@ fn with_suffix(out: &Path, suffix: &str) -> PathBuf {
 /// Moves what an interrupted export left out of the way. Returns the file that may hold chunks.
 fn set_aside(out: &Path) -> io::Result<Option<PathBuf>> {
     let (part, before) = (with_suffix(out, PART), with_suffix(out, PART_BEFORE));
+    for path in [&part, &before] {
+        check_ours(path)?;
+    }
     let len = |path: &Path| fs::metadata(path).map(|meta| meta.len()).ok();
     // When both are there, an export was interrupted while it copied from the older one, which
     // holds more until it is copied.
@@ -430,9 +475,39 @@ fn set_aside(out: &Path) -> io::Result<Option<PathBuf>> {
     Ok(len(&before).map(|_| before))
 }
 
+/// Checks that a file which an export replaces is one that an export left, and that no other one
+/// writes it now.
+fn check_ours(path: &Path) -> io::Result<()> {
+    let foreign = || io::Error::other(format!("{} is no part of a bundle: move it away", path.display()));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Err(foreign()),
+        Err(error) => return Err(error),
+    }
+    let file = File::open(path)?;
+    if file.try_lock().is_err() {
+        return Err(io::Error::other(format!("another export writes {}", path.display())));
+    }
+    let mut begins = Vec::new();
+    file.take(MAGIC.len() as u64).read_to_end(&mut begins)?;
+    if MAGIC.starts_with(&begins) { Ok(()) } else { Err(foreign()) }
+}
+
 fn open_out(out: Option<&Path>) -> io::Result<Out> {
     let to: Box<dyn Write + Send> = match out {
-        Some(out) => Box::new(File::create(with_suffix(out, PART))?),
+        Some(out) => {
+            let part = with_suffix(out, PART);
+            // Checked to be an export's own.
+            match fs::remove_file(&part) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let file = OpenOptions::new().write(true).create_new(true).open(&part)?;
+            // For as long as it is written; a file system without locks has one exporter at a time.
+            let _ = file.try_lock();
+            Box::new(file)
+        }
         None => Box::new(io::stdout()),
     };
     Ok(BufWriter::with_capacity(1 << 20, to))
@@ -443,11 +518,11 @@ async fn finish(sink: Arc<BundleSink>, out: Option<PathBuf>) -> io::Result<u64> 
     let writer = sink.take().ok_or_else(|| io::Error::other("the bundle is still being written"))?;
     let finishing = move || {
         let (to, bytes) = writer.finish()?;
-        drop(to);
         if let Some(out) = out {
             let part = with_suffix(&out, PART);
             File::open(&part)?.sync_all()?;
             filesystem::rename(&part, &out)?;
+            drop(to);
             match fs::remove_file(with_suffix(&out, PART_BEFORE)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -504,6 +579,9 @@ async fn write_swarm(
             error => not_fetched(session, error),
         })?;
     }
+    if !sink.open().is_empty() {
+        return Err(local(io::Error::other("chunks that were fetched are not in the bundle")));
+    }
     let raw = wanted.ids().filter_map(|id| table.get(id)).map(|entry| u64::from(entry.len)).sum();
     progress.add(raw);
     Ok(kept)
@@ -528,7 +606,7 @@ impl BundleSink {
     }
 
     fn with(&self, work: impl FnOnce(&mut BundleWriter<Out>) -> io::Result<()>) -> io::Result<()> {
-        self.state().writer.as_mut().map_or(Ok(()), work)
+        self.state().writer.as_mut().map_or_else(|| Err(io::Error::other("the bundle has ended")), work)
     }
 
     fn take(&self) -> Option<BundleWriter<Out>> {
@@ -550,9 +628,7 @@ impl BundleSink {
         if !state.open.contains(chunk.id) {
             return Ok(false);
         }
-        if let Some(writer) = &mut state.writer {
-            writer.chunk(chunk)?;
-        }
+        state.writer.as_mut().ok_or_else(|| io::Error::other("the bundle has ended"))?.chunk(chunk)?;
         state.open.remove(chunk.id);
         Ok(true)
     }

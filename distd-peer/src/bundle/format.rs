@@ -32,6 +32,9 @@ pub(super) const CHUNKS_MAX: u64 = 1 << 24;
 /// Most manifest nodes in a bundle.
 pub(super) const NODES_MAX: u64 = 1 << 20;
 
+/// Most bytes of metadata, unpacked: that of 10 000 releases takes a twentieth.
+pub(super) const METADATA_BYTES_MAX: usize = 32 << 20;
+
 /// Most pieces of metadata and most capabilities: a realm changes its root keys rarely.
 pub(super) const ANSWERS_MAX: usize = 64;
 
@@ -123,6 +126,9 @@ pub enum BundleError {
     /// A byte was changed on the way.
     #[error("the bundle is damaged: copy it again")]
     Damaged,
+    /// The file is larger than a bundle may be.
+    #[error("the bundle has more {0} than are read")]
+    TooMany(&'static str),
     /// A record that this build cannot know.
     #[error("the bundle has a record of kind {0}, which this version of distd does not know: upgrade distd")]
     Unknown(u8),

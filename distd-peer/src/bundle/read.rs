@@ -7,12 +7,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use distd_core::bounds::MANIFEST_BYTES_MAX;
 use distd_core::proto::frame::{Codec, Data, Node};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ChunkId, ManifestId, NodeId};
 
 use super::format::{
-    ANSWERS_MAX, BundleError, CHUNK_HEAD, CHUNKS_MAX, Head, Kind, MAGIC, NODES_MAX, RECORD_HEAD, SWARMS_MAX,
+    ANSWERS_MAX, BundleError, CHUNK_HEAD, CHUNKS_MAX, Head, Kind, MAGIC, METADATA_BYTES_MAX, NODES_MAX,
+    RECORD_HEAD, SWARMS_MAX,
 };
 use crate::trust::tuf::wire::Answer;
 
@@ -42,6 +44,7 @@ struct NodePlace {
 pub struct SwarmPart {
     manifest: ManifestId,
     nodes: Vec<NodePlace>,
+    nodes_len: u64,
     /// Sorted by id.
     chunks: Vec<ChunkPlace>,
     held: ChunkRanges,
@@ -65,7 +68,7 @@ impl SwarmPart {
 
     /// Number of bytes of the nodes.
     pub fn node_bytes(&self) -> u64 {
-        self.nodes.iter().map(|place| u64::from(place.len)).sum()
+        self.nodes_len
     }
 
     fn place(&self, id: ChunkId) -> Option<ChunkPlace> {
@@ -217,6 +220,7 @@ struct Scan {
     head: Option<Head>,
     metadata: Vec<(String, Bytes)>,
     answers: usize,
+    metadata_bytes: usize,
     capabilities: Vec<Bytes>,
     swarms: Vec<SwarmPart>,
     chunks: u64,
@@ -237,6 +241,7 @@ impl Scan {
             head: None,
             metadata: Vec::new(),
             answers: 0,
+            metadata_bytes: 0,
             capabilities: Vec::new(),
             swarms: Vec::new(),
             chunks: 0,
@@ -290,9 +295,22 @@ impl Scan {
             }
             Kind::Metadata => {
                 self.answers += 1;
-                let answer = Answer::decode(&body).ok().filter(|_| self.answers <= ANSWERS_MAX);
-                let answer = answer.ok_or(BundleError::Malformed("its metadata does not decode"))?;
-                self.metadata.extend(answer.files);
+                if self.answers > ANSWERS_MAX {
+                    return Err(BundleError::TooMany("pieces of metadata"));
+                }
+                let answer = Answer::decode(&body);
+                let answer = answer.map_err(|_| BundleError::Malformed("its metadata does not decode"))?;
+                for (name, bytes) in answer.files {
+                    self.metadata_bytes += name.len() + bytes.len();
+                    if self.metadata_bytes > METADATA_BYTES_MAX {
+                        return Err(BundleError::TooMany("bytes of metadata"));
+                    }
+                    // What is verified and what is kept must be the same file.
+                    if self.metadata.iter().any(|(known, _)| *known == name) {
+                        return Err(BundleError::Malformed("it has a metadata file twice"));
+                    }
+                    self.metadata.push((name, bytes));
+                }
             }
             Kind::Capability if self.capabilities.len() < ANSWERS_MAX => self.capabilities.push(body),
             Kind::Swarm if self.swarms.len() < SWARMS_MAX => {
@@ -301,7 +319,13 @@ impl Scan {
                     return Err(BundleError::Malformed("it has a swarm twice"));
                 }
                 let held = ChunkRanges::default();
-                self.swarms.push(SwarmPart { manifest, nodes: Vec::new(), chunks: Vec::new(), held });
+                self.swarms.push(SwarmPart {
+                    manifest,
+                    nodes: Vec::new(),
+                    nodes_len: 0,
+                    chunks: Vec::new(),
+                    held,
+                });
             }
             Kind::End => {
                 let (hash, records) = body.split_at(32);
@@ -319,8 +343,12 @@ impl Scan {
         let offset = self.offset + 1;
         let body = self.body(len)?;
         self.nodes += 1;
-        let swarm = self.swarms.last_mut().filter(|_| self.nodes <= NODES_MAX);
-        let swarm = swarm.ok_or(BundleError::Malformed("a node has no swarm"))?;
+        let swarm = self.swarms.last_mut().ok_or(BundleError::Malformed("a node has no swarm"))?;
+        // Readers hold the nodes of a manifest in memory.
+        swarm.nodes_len += len as u64;
+        if self.nodes > NODES_MAX || swarm.nodes_len > MANIFEST_BYTES_MAX {
+            return Err(BundleError::TooMany("manifest nodes"));
+        }
         swarm.nodes.push(NodePlace { level: body[0], offset, len: (len - 1) as u32 });
         Ok(())
     }
@@ -335,8 +363,10 @@ impl Scan {
         };
         self.pass(len - id.len())?;
         self.chunks += 1;
-        let swarm = self.swarms.last_mut().filter(|_| self.chunks <= CHUNKS_MAX);
-        let swarm = swarm.ok_or(BundleError::Malformed("a chunk has no swarm"))?;
+        if self.chunks > CHUNKS_MAX {
+            return Err(BundleError::TooMany("chunks"));
+        }
+        let swarm = self.swarms.last_mut().ok_or(BundleError::Malformed("a chunk has no swarm"))?;
         if place.id.0 == 0 || place.id.0 > i64::MAX as u64 {
             return Err(BundleError::Malformed("a chunk has an impossible id"));
         }

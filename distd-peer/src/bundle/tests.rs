@@ -71,7 +71,7 @@ fn a_bundle_is_read_as_it_was_written() {
     assert_eq!(bundle.timestamp(), Some(7));
     assert_eq!(bundle.capabilities(), [Bytes::from_static(b"of any")]);
     let [release, patches] = bundle.swarms() else { panic!("two swarms") };
-    assert_eq!((release.held().len(), release.chunk_bytes(), release.node_bytes()), (2, 9, 8));
+    assert_eq!((release.held().len(), release.chunk_bytes(), release.node_bytes()), (2, 9, 10));
     assert_eq!(patches.manifest(), ManifestId([3; 32]));
     assert_eq!(bundle.nodes(0).expect("read"), [node(ROOT_LEVEL, b"root"), node(0, b"leaf")]);
     assert_eq!(bundle.chunk(0, ChunkId(8)).expect("read"), Some(chunk(8, b"eight")));
@@ -90,6 +90,8 @@ fn the_bytes_of_a_bundle_stay() {
     assert_eq!(sample().len(), golden.len());
     let written = write(&golden);
     let bundle = Bundle::open(&written.path).expect("a bundle of the first version");
+    assert_eq!(*bundle.head(), head(true));
+    assert_eq!(bundle.nodes(0).expect("read"), [node(ROOT_LEVEL, b"root"), node(0, b"leaf")]);
     assert_eq!(bundle.chunk(1, ChunkId(70)).expect("read"), Some(chunk(70, b"patch")));
 }
 
@@ -107,6 +109,17 @@ fn every_shortened_bundle_is_refused() {
     }
     let written = write(&[&whole[..], b"more"].concat());
     assert!(matches!(Bundle::open(&written.path), Err(BundleError::Malformed(_))));
+}
+
+#[test]
+fn a_metadata_file_that_comes_twice_is_refused() {
+    let file = |text: &'static str| ("timestamp.json".to_owned(), Bytes::from_static(text.as_bytes()));
+    let mut writer = BundleWriter::new(Vec::new(), &head(false)).expect("memory");
+    writer.metadata(&Answer { files: vec![file("{}")] }.encode()).expect("memory");
+    writer.metadata(&Answer { files: vec![file("[]")] }.encode()).expect("memory");
+    writer.swarm(ManifestId([2; 32])).expect("memory");
+    let written = write(&writer.finish().expect("memory").0);
+    assert!(matches!(Bundle::open(&written.path), Err(BundleError::Malformed(why)) if why.contains("twice")));
 }
 
 #[test]

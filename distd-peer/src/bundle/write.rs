@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use distd_core::ManifestId;
 use distd_core::proto::frame::{Data, Node};
 
-use super::format::{Head, Kind, MAGIC};
+use super::format::{CHUNKS_MAX, Head, Kind, MAGIC};
 
 /// Writer of one bundle. A file without [`Self::finish`] is refused by every reader.
 pub struct BundleWriter<W: Write> {
@@ -13,6 +13,7 @@ pub struct BundleWriter<W: Write> {
     hash: blake3::Hasher,
     records: u64,
     bytes: u64,
+    chunks: u64,
 }
 
 impl<W: Write> BundleWriter<W> {
@@ -21,7 +22,7 @@ impl<W: Write> BundleWriter<W> {
     /// # Errors
     /// Those of `out`.
     pub fn new(out: W, head: &Head) -> io::Result<Self> {
-        let mut this = Self { out, hash: blake3::Hasher::new(), records: 0, bytes: 0 };
+        let mut this = Self { out, hash: blake3::Hasher::new(), records: 0, bytes: 0, chunks: 0 };
         this.put(MAGIC)?;
         let json = serde_json::to_vec(head).map_err(io::Error::other)?;
         this.record(Kind::Head, &[&json])?;
@@ -63,8 +64,12 @@ impl<W: Write> BundleWriter<W> {
     /// Adds a chunk of the swarm.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// As [`Self::new`], and when there are more than a reader takes.
     pub fn chunk(&mut self, chunk: &Data) -> io::Result<()> {
+        self.chunks += 1;
+        if self.chunks > CHUNKS_MAX {
+            return Err(io::Error::other(format!("a bundle has at most {CHUNKS_MAX} chunks")));
+        }
         self.record(Kind::Chunk, &[&chunk.id.0.to_be_bytes(), &[chunk.codec.code()], &chunk.bytes])
     }
 

@@ -158,6 +158,21 @@ impl Mirror {
         Ok(())
     }
 
+    /// Stores verified files of one state of the repository, the timestamp last, and remembers the
+    /// targets of `question`.
+    pub(super) async fn keep_state(
+        &self,
+        question: &[u8],
+        files: Vec<(String, Bytes)>,
+    ) -> Result<(), StoreError> {
+        self.note(question, &files).await;
+        self.keep_files(&files).await?;
+        match files.into_iter().find(|(name, _)| name == TIMESTAMP) {
+            Some((_, bytes)) => self.store.put(TIMESTAMP, bytes).await,
+            None => Ok(()),
+        }
+    }
+
     /// Stores the files of an answer to a device. A newer timestamp may need more files than the
     /// answer contained; in that case [`Self::news`] triggers a question for all of them.
     pub(super) async fn keep_of_device(&self, question: &[u8], answer: &Bytes) -> Result<(), StoreError> {

@@ -16,5 +16,5 @@ mod swarm;
 
 pub use config::{RelayConfig, RelaySettings, TABLE, Values};
 pub use content::{Relay, RelayCounters};
-pub use import::{HandOverError, HandedOver, ImportError, ImportResult, Imported, hand_over};
+pub use import::{HandOverError, HandedOver, ImportError, ImportResult, Imported, Outcome, hand_over};
 pub use run::{Running, StartError, start};

@@ -27,7 +27,7 @@ use crate::net::{
 use crate::news::{self, Newsroom};
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
-use crate::serve::{ServeConfig, Server, Sites};
+use crate::serve::{ServeConfig, ServeError, Server, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity};
 use crate::trust::revoked::{self, Revoked};
@@ -259,7 +259,7 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     loop {
         relay.leave_idle();
         let refreshed = relay.refresh_metadata().await;
-        relay.note_away(refreshed.is_err());
+        relay.note_away(matches!(refreshed, Err(ServeError::Upstream(_))));
         match refreshed {
             Ok(()) if away => {
                 tracing::warn!(parents = parents.join(" "), "a parent answers again");

@@ -421,6 +421,9 @@ impl From<BundleMetadataError> for ApiError {
             BundleMetadataError::UnknownRelease(product, version) => {
                 Self::unknown_version(&product, &version)
             }
+            BundleMetadataError::Off => {
+                Self::conflict(error.to_string(), "set bundle_validity of the origin, and of its signer")
+            }
             BundleMetadataError::TooLong(_) => Self::bad_request(
                 error.to_string(),
                 "ask for less, or raise bundle_validity of the origin and of its signer",

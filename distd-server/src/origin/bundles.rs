@@ -19,6 +19,9 @@ pub enum BundleMetadataError {
     /// There is no such release.
     #[error("{0} has no release {1}")]
     UnknownRelease(Name, Name),
+    /// The operator lets no metadata be signed for bundles.
+    #[error("this origin signs no metadata for bundles")]
+    Off,
     /// The metadata would be valid for longer than the operator lets it.
     #[error("metadata in a bundle is valid for {} s at most", .0.as_secs())]
     TooLong(Duration),
@@ -56,6 +59,9 @@ impl Origin {
         validity: Duration,
         by: &MoveBy,
     ) -> Result<ForBundle, BundleMetadataError> {
+        if self.bundle_validity.is_zero() {
+            return Err(BundleMetadataError::Off);
+        }
         if validity > self.bundle_validity {
             return Err(BundleMetadataError::TooLong(self.bundle_validity));
         }

@@ -125,7 +125,7 @@ impl Default for Tuning {
             hosts: Vec::new(),
             cert_validity: Duration::from_secs(24 * 3600),
             capability_validity: Duration::from_secs(15 * 60),
-            bundle_validity: Duration::from_secs(24 * 3600),
+            bundle_validity: Duration::ZERO,
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),

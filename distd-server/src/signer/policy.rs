@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use distd_core::file_name::is_sum_line;
 use distd_core::fleet::receipts::is_head_message;
 use distd_core::fleet::rollout::is_turn_message;
-use distd_core::fleet::{is_capability_message, is_halt_message, is_statement_message};
+use distd_core::fleet::{Right, is_capability_message, is_halt_message, is_statement_message};
 use distd_core::role::Role;
 use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::revoked_message;
@@ -204,9 +204,12 @@ pub(super) fn check_sum(line: &[u8]) -> Result<(), String> {
 /// The reason for the refusal.
 pub(super) fn check_statement(message: &[u8], validity: Validity, now: u64) -> Result<(), String> {
     if let Some(capability) = is_capability_message(message) {
-        let longest = match capability.node {
-            Some(_) => CAPABILITY_SECONDS_MAX,
-            None => CAPABILITY_SECONDS_MAX.max(validity.bundle_seconds),
+        // Bundles are read by any node, and nothing more.
+        let of_bundle = capability.node.is_none()
+            && capability.manifests.iter().all(|entitled| entitled.rights.iter().eq([Right::Read]));
+        let longest = match of_bundle {
+            true => CAPABILITY_SECONDS_MAX.max(validity.bundle_seconds),
+            false => CAPABILITY_SECONDS_MAX,
         };
         let latest = now.saturating_add(longest).saturating_add(CLOCK_SECONDS);
         return match capability.expires <= latest {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use distd_core::fleet::{Capability, Entitlement, Rights, capability_message};
+use distd_core::fleet::{Capability, Entitlement, Right, Rights, capability_message};
 use distd_core::role::Role;
 use distd_core::{ManifestId, NodeId};
 use distd_peer::clock::unix_now;
@@ -403,10 +403,12 @@ async fn metadata_for_bundles_is_valid_for_as_long_as_the_operator_allows() {
     let (_dir, realm, _, repository) = made(0).await;
     repository.sign_for_bundle(now + 3600, now).await.expect("shorter than usual");
     assert!(repository.sign_for_bundle(now + 3 * DAY, now).await.is_err());
-    let for_days = |realm: &Realm, node: Option<NodeId>, days: u64| {
-        let manifests = vec![Entitlement { manifest: ManifestId([1; 32]), rights: Rights::ALL }];
+    let for_days_with = |realm: &Realm, node: Option<NodeId>, days: u64, rights: Rights| {
+        let manifests = vec![Entitlement { manifest: ManifestId([1; 32]), rights }];
         realm.sign_capability(Capability { node, issued: now, expires: now + days * DAY, manifests })
     };
+    let read: Rights = [Right::Read].into_iter().collect();
+    let for_days = |realm: &Realm, node, days| for_days_with(realm, node, days, read);
     assert!(for_days(&realm, None, 8).is_err());
 
     let (_dir, realm, store, repository) = made(20 * DAY).await;
@@ -420,6 +422,7 @@ async fn metadata_for_bundles_is_valid_for_as_long_as_the_operator_allows() {
     for_days(&realm, None, 20).expect("of any node");
     assert!(for_days(&realm, None, 21).is_err());
     assert!(for_days(&realm, Some(NodeId([7; 16])), 8).is_err(), "only those of any node are in bundles");
+    assert!(for_days_with(&realm, None, 8, Rights::ALL).is_err(), "only to read");
 }
 
 #[test]

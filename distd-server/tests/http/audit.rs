@@ -65,7 +65,8 @@ impl Log<'_> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_that_changes_something_leaves_an_entry() {
-    let world = World::new().await;
+    let directory = tempfile::tempdir().expect("tempdir");
+    let world = World::open_with(directory, &[("bundle_validity", "2d")]).await;
     let (_, own) = world.get("/v1/token").await;
     let admin = format!("token {}", text(&own["id"]));
     let mut log = Log { world: &world, admin, seen: BTreeSet::new(), head: 0 };

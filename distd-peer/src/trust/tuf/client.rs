@@ -200,6 +200,20 @@ impl TufClient {
         self.resolve_choosing(source, wanted, now, &[], &|_| Choice::default()).await
     }
 
+    /// Version of the newest root that was verified.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn root_version(&self) -> Result<u64, TufError> {
+        let root = self.store.trusted_root()?.unwrap_or_else(|| self.initial_root.clone());
+        Ok(version_of(&root).unwrap_or(1))
+    }
+
+    /// Files other than roots that the last resolution verified and needed, by name.
+    pub fn kept_files(&self) -> BTreeMap<String, Bytes> {
+        self.store.cached()
+    }
+
     /// As [`resolve`](Self::resolve); `choose` chooses among the releases to which the channel may
     /// lead this device. The question also asks for the targets `also`.
     ///
