@@ -6,7 +6,8 @@
 //! it in place. A pull that is killed anywhere is continued by the next call with the same request.
 //! [`share`] is the device's part in its site, [`follow`] its part in rollouts: it keeps a
 //! directory on the release of a channel. [`gateway`] gives releases to updaters that speak HTTP,
-//! [`apt`] packages to apt.
+//! [`apt`] packages to apt. [`tickets`] shares an artifact with machines of no realm. [`cutting`]
+//! makes chunks of one.
 //! [`disk`] has the operations on the device's files and disks, [`failure`] the kinds of failures,
 //! [`progress`] the receiver of progress.
 //!
@@ -15,6 +16,7 @@
 
 pub mod apt;
 pub mod config;
+pub mod cutting;
 pub mod disk;
 pub mod failure;
 pub mod follow;
@@ -25,5 +27,6 @@ pub mod pull;
 pub mod share;
 pub mod text;
 mod threads;
+pub mod tickets;
 pub mod tree_source;
 mod whole_hash;

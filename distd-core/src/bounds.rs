@@ -173,3 +173,9 @@ pub const GROUP_NODES_MAX: usize = 10_000;
 
 /// Most grants of a realm.
 pub const GRANTS_MAX: usize = 4096;
+
+/// Most addresses of the sharer in a ticket.
+pub const TICKET_ADDRESSES_MAX: usize = 8;
+
+/// Longest address in a ticket, bytes: it still has a length of one byte.
+pub const ADDRESS_BYTES_MAX: usize = 253;

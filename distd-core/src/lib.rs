@@ -42,6 +42,7 @@
 //! | [`role`] | roles of nodes |
 //! | [`fleet`] | labels and groups of nodes, their rights, and the capabilities that prove them |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
+//! | [`ticket`] | the right to fetch one shared artifact, as text |
 //! | [`file_name`] | names of files under which other update clients know releases |
 //! | [`bounds`] | bounds on input from files and peers |
 //! | [`mod@error`] | an error and its causes on one line |
@@ -76,6 +77,7 @@ pub mod ranges;
 pub mod role;
 pub mod swarm;
 pub mod text;
+pub mod ticket;
 pub mod time;
 pub mod tree;
 

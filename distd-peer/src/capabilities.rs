@@ -128,14 +128,25 @@ pub struct Capabilities {
     asking: tokio::sync::Mutex<()>,
     /// Marked as changed when a capability of this node, or of any node, is replaced.
     changed: watch::Sender<()>,
-    /// File with the capabilities of any node.
-    path: PathBuf,
+    /// File with the capabilities of any node, if they are kept.
+    path: Option<PathBuf>,
 }
 
 impl Capabilities {
     /// Loads the capabilities of any node that `node` keeps in the file at `path`. One that is
     /// damaged, or not signed by the CA, is left out.
     pub fn load(node: NodeId, ca: CertificateDer<'static>, path: &Path) -> Arc<Self> {
+        let this = Self::empty(node, ca, Some(path));
+        this.read_file();
+        Arc::new(this)
+    }
+
+    /// Creates the capabilities of a node that keeps none over its process.
+    pub fn in_memory(node: NodeId, ca: CertificateDer<'static>) -> Arc<Self> {
+        Arc::new(Self::empty(node, ca, None))
+    }
+
+    fn empty(node: NodeId, ca: CertificateDer<'static>, path: Option<&Path>) -> Self {
         let state = State {
             held: Lru::new(HELD_MAX),
             verified: Lru::new(VERIFIED_MAX),
@@ -143,27 +154,26 @@ impl Capabilities {
             settled: HashMap::new(),
             unanswered: None,
         };
-        let this = Self {
+        Self {
             node,
             ca,
             state: Mutex::new(state),
             asking: tokio::sync::Mutex::default(),
             changed: watch::Sender::new(()),
-            path: path.to_owned(),
-        };
-        this.read_file();
-        Arc::new(this)
+            path: path.map(Path::to_owned),
+        }
     }
 
     /// Takes the capabilities in the file.
     fn read_file(&self) {
-        let kept: Vec<serde_bytes::ByteBuf> = match files::read(&self.path) {
+        let Some(path) = &self.path else { return };
+        let kept: Vec<serde_bytes::ByteBuf> = match files::read(path) {
             Ok(Some(bytes)) => rmp_serde::from_slice(&bytes).unwrap_or_default(),
             _ => Vec::new(),
         };
         for bytes in kept.into_iter().take(FILE_MAX) {
             if let Err(error) = self.keep(&Bytes::from(bytes.into_vec())) {
-                let (path, error) = (self.path.display(), Chain(&error));
+                let (path, error) = (path.display(), Chain(&error));
                 tracing::info!(%path, error = %error, "a kept capability is not used");
             }
         }
@@ -271,6 +281,7 @@ impl Capabilities {
 
     /// Writes the capabilities of any node that have not ended to the file, the newest first.
     fn write_file(&self) {
+        let Some(path) = &self.path else { return };
         // A pull and an agent of one device write the same file.
         self.read_file();
         let now = unix_now();
@@ -284,7 +295,7 @@ impl Capabilities {
         let kept: Vec<&serde_bytes::Bytes> =
             kept.iter().take(FILE_MAX).map(|proof| serde_bytes::Bytes::new(&proof.bytes)).collect();
         let bytes = rmp_serde::to_vec(&kept).expect("bytes always encode");
-        if let Err(error) = files::write_atomic(&self.path, &bytes, 0o600) {
+        if let Err(error) = files::write_atomic(path, &bytes, 0o600) {
             tracing::warn!(
                 error = %Chain(&error),
                 "capabilities could not be written; this node asks for them again at its next start"

@@ -18,7 +18,7 @@
 //! Serving:
 //!
 //! - [`serve`]: the answering side, for any [`serve::Content`].
-//! - [`share`]: the content of a device.
+//! - [`share`]: the content of a device; [`tickets`]: an artifact shared by ticket.
 //! - [`relay`]: the content of a relay, and its start; [`store`] keeps its chunks on disk.
 //! - [`apt`]: a proxy for apt.
 //! - [`gateway`]: releases as files over HTTP; [`listener`]: bounds of the connections of an HTTP
@@ -66,4 +66,5 @@ pub mod settings;
 pub mod share;
 pub mod store;
 pub mod table;
+pub mod tickets;
 pub mod trust;

@@ -65,8 +65,8 @@ pub struct Neighbours {
     /// Directory that receives learned peer records, from which the device's own server advertises
     /// them.
     pub sites: Arc<Sites>,
-    /// File with the neighbours reached in earlier sessions.
-    pub remembered: PathBuf,
+    /// File with the neighbours reached in earlier sessions; `None` to remember none.
+    pub remembered: Option<PathBuf>,
     /// News of this device, which travels on the control streams of swarms too.
     pub news: Option<Arc<Newsroom>>,
     /// Whether an address may be dialled.
@@ -96,7 +96,7 @@ impl Neighbourhood {
         signer: RecordSigner,
         settings: Neighbours,
     ) -> Arc<Self> {
-        let remembered = Remembered::load(&settings.remembered);
+        let remembered = Remembered::load(settings.remembered.as_deref());
         let (links, dial_backoff, meter) = (Mutex::default(), Mutex::default(), Arc::default());
         let local = watch::Sender::new(BTreeSet::new());
         Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, dial_backoff, meter })
@@ -289,12 +289,13 @@ struct Line {
 /// Neighbours that were reached, in a JSON file. These are only addresses to try: the node that
 /// answers must show the certificate of the remembered node.
 struct Remembered {
-    path: PathBuf,
+    path: Option<PathBuf>,
     lines: Mutex<BTreeMap<Neighbour, u64>>,
 }
 
 impl Remembered {
-    fn load(path: &Path) -> Self {
+    fn load(path: Option<&Path>) -> Self {
+        let Some(path) = path else { return Self { path: None, lines: Mutex::default() } };
         let lines: Vec<Line> = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::warn!(path = %path.display(), error = %Chain(&error), "list of neighbours is unreadable; starting with an empty list");
@@ -306,7 +307,7 @@ impl Remembered {
             Some((Neighbour { node: line.node.parse().ok()?, address: line.address }, line.heard))
         };
         let lines = lines.into_iter().take(REMEMBERED_MAX).filter_map(parse).collect();
-        Self { path: path.to_owned(), lines: Mutex::new(lines) }
+        Self { path: Some(path.to_owned()), lines: Mutex::new(lines) }
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Neighbour, u64>> {
@@ -331,12 +332,13 @@ impl Remembered {
                 lines.iter().min_by_key(|(_, heard)| **heard).map(|(neighbour, _)| neighbour.clone());
             oldest.map(|neighbour| lines.remove(&neighbour));
         }
+        let Some(path) = &self.path else { return };
         let list: Vec<Line> = lines
             .iter()
             .map(|(n, heard)| Line { node: n.node.to_string(), address: n.address, heard: *heard })
             .collect();
         let text = serde_json::to_vec_pretty(&list).expect("strings and numbers always encode");
-        if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
+        if let Err(error) = files::write_atomic(path, &text, 0o600) {
             tracing::warn!(
                 error = %Chain(&error),
                 "list of neighbours could not be written; it will be lost at the next restart"
@@ -354,16 +356,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("neighbours.json");
         let neighbour = |n: u8| Neighbour { node: NodeId([n; 16]), address: ([10, 0, 0, n], 4434).into() };
-        let first = Remembered::load(&path);
+        let first = Remembered::load(Some(&path));
         for n in 0..REMEMBERED_MAX as u8 + 5 {
             first.add(&neighbour(n), 1000 + u64::from(n));
         }
-        let again = Remembered::load(&path).list(2000);
+        let again = Remembered::load(Some(&path)).list(2000);
         assert_eq!(again.len(), REMEMBERED_MAX);
         assert_eq!(again[0], neighbour(REMEMBERED_MAX as u8 + 4), "the one heard of last");
         assert!(!again.contains(&neighbour(0)));
-        assert!(Remembered::load(&path).list(1100 + REMEMBERED_SECONDS).is_empty());
+        assert!(Remembered::load(Some(&path)).list(1100 + REMEMBERED_SECONDS).is_empty());
         std::fs::write(&path, "garbage").expect("write");
-        assert!(Remembered::load(&path).list(0).is_empty());
+        assert!(Remembered::load(Some(&path)).list(0).is_empty());
     }
 }

@@ -63,11 +63,21 @@ pub enum ParentsError {
     /// Dialling or using the last parent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The parent is in quarantine: its address, the unix time it ends, and the file of the list.
-    #[error(
-        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); to ask it sooner, remove it from {2}"
-    )]
-    Quarantined(String, u64, std::path::PathBuf),
+    /// The parent is in quarantine.
+    #[error("{address} sent wrong bytes earlier and is not asked until {until} (unix seconds){}", sooner(.list))]
+    Quarantined {
+        /// Address of the parent.
+        address: String,
+        /// End of the quarantine, unix seconds.
+        until: u64,
+        /// File of the list; `None` for a list that ends with this process.
+        list: Option<std::path::PathBuf>,
+    },
+}
+
+fn sooner(list: &Option<std::path::PathBuf>) -> String {
+    list.as_ref()
+        .map_or(String::new(), |path| format!("; to ask it sooner, remove it from {}", path.display()))
 }
 
 impl Parents {
@@ -125,8 +135,8 @@ impl Parents {
         }
         let dialled = dialled?;
         if let Some(until) = self.quarantine.until(&dialled.node_id(), unix_now()) {
-            let path = self.quarantine.path().to_owned();
-            return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
+            let list = self.quarantine.path().map(std::path::Path::to_owned);
+            return Err(ParentsError::Quarantined { address: slot.address.clone(), until, list });
         }
         let link = Arc::new(dialled);
         tracing::info!(parent = slot.address, over = link.carrier().name(), "connected to a parent");

@@ -14,7 +14,7 @@ use crate::trust::identity::NodeId;
 /// A [`QuarantineList`] in a JSON file that maps a node id to the unix time in seconds until which
 /// the node is not asked.
 pub struct Quarantine {
-    path: PathBuf,
+    path: Option<PathBuf>,
     list: Mutex<QuarantineList>,
     changed: watch::Sender<()>,
 }
@@ -31,12 +31,17 @@ impl Quarantine {
         };
         let list =
             entries.into_iter().filter_map(|(node, until)| Some((node.parse().ok()?, until))).collect();
-        Self { path: path.to_owned(), list: Mutex::new(list), changed: watch::Sender::new(()) }
+        Self { path: Some(path.to_owned()), list: Mutex::new(list), changed: watch::Sender::new(()) }
     }
 
-    /// Path of the list's file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Creates a list that ends with this process.
+    pub fn in_memory() -> Self {
+        Self { path: None, list: Mutex::default(), changed: watch::Sender::new(()) }
+    }
+
+    /// Path of the list's file; `None` for a list that ends with this process.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The list, locked.
@@ -66,7 +71,9 @@ impl Quarantine {
         let entries: BTreeMap<String, u64> =
             list.entries().map(|(node, until)| (node.to_string(), until)).collect();
         let text = serde_json::to_vec_pretty(&entries).expect("a map of strings to numbers always encodes");
-        if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
+        if let Some(path) = &self.path
+            && let Err(error) = files::write_atomic(path, &text, 0o600)
+        {
             tracing::warn!(
                 error = %Chain(&error),
                 "quarantine list could not be written; it will be lost at the next restart"

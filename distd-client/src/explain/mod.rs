@@ -16,7 +16,7 @@ use distd_core::explain::{ExplainError, Host, Options, Report};
 use distd_core::patch::Cost;
 use distd_core::patch::view::{ViewFile, ViewLimits, transparency};
 
-use crate::push::source::Source;
+use distd_client::cutting::Source;
 use distd_client::progress::Progress;
 
 /// Threads and progress bar for the explainer, which is in core and has neither.

@@ -12,7 +12,7 @@ use distd_core::manifest::{Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
-use distd_core::{ChunkId, Position};
+use distd_core::{ChunkId, ManifestId, Position};
 use distd_peer::driver::FetchError;
 use distd_peer::share::Holdings;
 use distd_peer::table::ChunkTable;
@@ -23,15 +23,15 @@ use super::check::hash_medium;
 use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
+use super::network::{Network, PATIENCE};
 use super::patches::{
     Applied, Arrivals, LinkRate, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
 };
 use super::place::{Placed, Placer};
-use super::request::{PATCH_FILES, PullRequest, TRANSIENT_FILE};
+use super::request::{PATCH_FILES, Place, TRANSIENT_FILE};
 use super::seeds::Seeds;
 use super::sink::TargetSink;
 use super::target::{self, Target};
-use super::wanted::{PATIENCE, Session};
 use crate::disk::side;
 use crate::failure::{Code, Failure, cause_of};
 use crate::progress::{self, Progress};
@@ -117,7 +117,7 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn open(
-        request: &PullRequest,
+        place: Place<'_>,
         manifest: &Arc<Manifest>,
         mut seeds: Arc<Seeds>,
         index: Arc<HeldIndex>,
@@ -130,19 +130,19 @@ impl Job {
         let manifest_bytes = manifest.to_file_bytes();
         let data = entries.iter().filter(|(_, at)| !zero.is(at)).map(|(_, at)| u64::from(at.entry.len)).sum();
         let kept = manifest_bytes.len() as u64;
-        let target: Arc<dyn Target> = target::open(&request.out, &request.data, manifest, data, kept)?.into();
-        let part_manifest = request.state_path(".distd-part-manifest");
+        let target: Arc<dyn Target> = target::open(place.out, place.data, manifest, data, kept)?.into();
+        let part_manifest = place.state_path(".distd-part-manifest");
         let resumed = part_manifest.exists();
         side::write_atomic(&part_manifest, &manifest_bytes).map_err(Failure::from)?;
         drop(manifest_bytes);
         let mut journal =
-            Journal::open(request.state_path(".distd-part-journal"), manifest.id(), manifest.root().chunks);
+            Journal::open(place.state_path(".distd-part-journal"), manifest.id(), manifest.root().chunks);
         if !target.may_hold_bytes() {
             // The target is new: an earlier target failed before it could be continued, or was
             // removed. The journal describes that earlier target.
             journal.replace(std::iter::empty());
         }
-        let patch_files: Vec<PathBuf> = PATCH_FILES.iter().map(|suffix| request.state_path(suffix)).collect();
+        let patch_files: Vec<PathBuf> = PATCH_FILES.iter().map(|suffix| place.state_path(suffix)).collect();
         let mut payloads = Vec::new();
         for (number, set) in offers.sets.iter().enumerate() {
             let opened = Payloads::open(&patch_files[number], number, set)
@@ -168,7 +168,7 @@ impl Job {
             offers,
             link,
             payloads,
-            transient: request.state_path(TRANSIENT_FILE),
+            transient: place.state_path(TRANSIENT_FILE),
             patch_files,
             holdings: Arc::default(),
             published: Vec::new(),
@@ -183,17 +183,22 @@ impl Job {
     }
 
     /// Serves the chunks in place to neighbours, from now until the job is dropped.
-    pub(super) fn share(&mut self, session: &Session) {
+    pub(super) fn share(&mut self, network: &Network) {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.tell(self.entries.clone(), self.holdings.clone());
         drop(journal);
         let bytes = Arc::new(Placed::new(self.entries.clone(), self.target.clone()));
-        self.published = vec![session.publish(&self.manifest, &self.table, &self.holdings, bytes)];
+        self.published = vec![network.publish(&self.manifest, &self.table, &self.holdings, bytes)];
         for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
             let table = Arc::new(ChunkTable::of(&set.manifest));
-            let set = session.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+            let set = network.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
             self.published.push(set);
         }
+    }
+
+    /// Manifest of the artifact.
+    pub(super) fn id(&self) -> ManifestId {
+        self.manifest.id()
     }
 
     /// The artifact as a reader sees it while it arrives, and the positions that readers wait for.
@@ -207,7 +212,7 @@ impl Job {
     /// Never ends.
     pub(super) async fn bring_urgent(
         &self,
-        session: &Session,
+        network: &Network,
         mut wanted: mpsc::Receiver<Position>,
     ) -> std::convert::Infallible {
         loop {
@@ -224,7 +229,7 @@ impl Job {
             if open.is_empty() {
                 continue;
             }
-            if let Err(error) = self.bring_these(session, open).await {
+            if let Err(error) = self.bring_these(network, open).await {
                 tracing::debug!(error = %Chain(error.as_ref()), "chunks that a reader waits for did not come");
                 tokio::time::sleep(URGENT_AGAIN).await;
             }
@@ -232,7 +237,7 @@ impl Job {
     }
 
     /// Copies or fetches chunks. No patch makes them: its payload would have to come first.
-    async fn bring_these(&self, session: &Session, open: Vec<Position>) -> anyhow::Result<()> {
+    async fn bring_these(&self, network: &Network, open: Vec<Position>) -> anyhow::Result<()> {
         let (held, mut missing) = self.divide(open)?;
         if !held.is_empty() {
             let (entries, seeds, target) = (self.entries.clone(), self.seeds.clone(), self.target.clone());
@@ -243,7 +248,7 @@ impl Job {
             missing.extend(copying.await?.map_err(write_failed)?.failed);
         }
         let placer = self.placer(&missing);
-        self.fetch(session, &placer, &placer.ids(), (None, None)).await
+        self.fetch(network, &placer, &placer.ids(), (None, None)).await
     }
 
     fn is_done(&self, position: Position) -> bool {
@@ -252,16 +257,16 @@ impl Job {
 
     /// Fills all positions that the journal does not list. A tree's listing comes first because it
     /// says where the other bytes belong.
-    pub(super) async fn fill(&self, session: &Session) -> anyhow::Result<()> {
+    pub(super) async fn fill(&self, network: &Network) -> anyhow::Result<()> {
         if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
-            self.fill_range(session, 0..listing_bytes).await?;
+            self.fill_range(network, 0..listing_bytes).await?;
             let target = self.target.clone();
             tokio::task::spawn_blocking(move || target.lay_out()).await??;
         }
-        self.fill_range(session, 0..u64::MAX).await
+        self.fill_range(network, 0..u64::MAX).await
     }
 
-    async fn fill_range(&self, session: &Session, range: std::ops::Range<u64>) -> anyhow::Result<()> {
+    async fn fill_range(&self, network: &Network, range: std::ops::Range<u64>) -> anyhow::Result<()> {
         let mut open: Vec<Position> = self
             .entries
             .iter()
@@ -287,7 +292,7 @@ impl Job {
         };
         let journalling = self.journal_regularly();
         let fetching = async {
-            self.bring(session, &missing).await?;
+            self.bring(network, &missing).await?;
             let copied = copying.await?.map_err(write_failed)?;
             if !copied.failed.is_empty() {
                 tracing::warn!(
@@ -295,7 +300,7 @@ impl Job {
                     "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
-                self.fetch(session, &placer, &placer.ids(), (None, None)).await?;
+                self.fetch(network, &placer, &placer.ids(), (None, None)).await?;
             }
             anyhow::Ok(())
         };
@@ -346,20 +351,20 @@ impl Job {
     /// Gets the chunks that no seed has: by patches as far as these save bytes, the rest by
     /// fetching. Chunks that nobody has are made by patches that were not worth it: a relay without
     /// an uplink may have nothing but patches.
-    async fn bring(&self, session: &Session, missing: &[Position]) -> anyhow::Result<()> {
+    async fn bring(&self, network: &Network, missing: &[Position]) -> anyhow::Result<()> {
         if missing.is_empty() {
             return Ok(());
         }
         if self.offers.sets.is_empty() {
             let placer = self.placer(missing);
-            return self.fetch(session, &placer, &placer.ids(), (None, None)).await;
+            return self.fetch(network, &placer, &placer.ids(), (None, None)).await;
         }
-        match self.bring_by(session, missing, Patches::WorthIt).await {
+        match self.bring_by(network, missing, Patches::WorthIt).await {
             Err(error) if is_unavailable(&error) => {
                 let left: Vec<Position> =
                     missing.iter().copied().filter(|position| !self.is_done(*position)).collect();
                 tracing::info!(chunks = left.len(), "nobody has some chunks; making them by patches");
-                self.bring_by(session, &left, Patches::All).await
+                self.bring_by(network, &left, Patches::All).await
             }
             done => done,
         }
@@ -367,7 +372,7 @@ impl Job {
 
     async fn bring_by(
         &self,
-        session: &Session,
+        network: &Network,
         missing: &[Position],
         patches: Patches,
     ) -> anyhow::Result<()> {
@@ -405,8 +410,8 @@ impl Job {
             work.transient.remove();
             applied
         });
-        let chunks = self.fetch(session, &placer, &choice.chunks, (Some(&arrivals), patience));
-        let payloads = self.fetch_payloads(session, &choice, &arrivals);
+        let chunks = self.fetch(network, &placer, &choice.chunks, (Some(&arrivals), patience));
+        let payloads = self.fetch_payloads(network, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
         // Payloads and bases that have not arrived by now will not arrive.
         arrivals.all_fetched();
@@ -419,7 +424,7 @@ impl Job {
                 chunks = applied.missing.len(),
                 "patches failed; fetching their chunks"
             );
-            self.fetch(session, &placer, &applied.missing, (None, None)).await?;
+            self.fetch(network, &placer, &applied.missing, (None, None)).await?;
         }
         Ok(())
     }
@@ -433,7 +438,7 @@ impl Job {
     }
 
     /// Fetches payloads; a payload that does not arrive makes its patch fail.
-    async fn fetch_payloads(&self, session: &Session, choice: &Choice, arrivals: &Arc<Arrivals>) {
+    async fn fetch_payloads(&self, network: &Network, choice: &Choice, arrivals: &Arc<Arrivals>) {
         // The first swarm is that of the artifact itself.
         let published = self.published.iter().skip(1);
         for ((set, payloads), published) in self.offers.sets.iter().zip(&self.payloads).zip(published) {
@@ -444,7 +449,7 @@ impl Job {
             let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
             let table = Arc::new(ChunkTable::of(&set.manifest));
             let (id, published) = (set.manifest.id(), published.as_ref());
-            let fetched = session.fetch(id, table, sink.clone(), wanted, published).await;
+            let fetched = network.fetch(id, table, sink.clone(), wanted, published).await;
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
@@ -457,7 +462,7 @@ impl Job {
     /// there is another way.
     async fn fetch(
         &self,
-        session: &Session,
+        network: &Network,
         placer: &Arc<Placer>,
         ids: &[ChunkId],
         (arrivals, patience): (Option<&Arc<Arrivals>>, Option<Duration>),
@@ -471,11 +476,11 @@ impl Job {
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
         let placed = placer.placed_bytes(ids.iter().copied());
         let published = self.published.first().and_then(Option::as_ref);
-        let fetching = session.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published);
+        let fetching = network.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published);
         let arrived = || sink.chunk_bytes.load(Ordering::Relaxed) + self.patch_bytes();
         let result = tokio::select! {
             result = fetching => Some(result),
-            () = session.silent_for(patience, arrived) => None,
+            () = network.silent_for(patience, arrived) => None,
         };
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -488,7 +493,7 @@ impl Job {
         let Some(result) = result else { return Err(Silent.into()) };
         result.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),
-            error => not_fetched(session, error),
+            error => not_fetched(network, error),
         })
     }
 
@@ -581,12 +586,12 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
 }
 
 /// Failure of a fetch whose sink did not fail.
-pub(super) fn not_fetched(session: &Session, error: FetchError) -> anyhow::Error {
+pub(super) fn not_fetched(network: &Network, error: FetchError) -> anyhow::Error {
     // The caller's message has the advice for a device that is shut out.
     if matches!(error, FetchError::Unavailable { is_shut_out: true, .. }) {
         return Failure::new(Code::Refused, error.into()).into();
     }
-    Failure::new(Code::Network, error.into()).next(session.advice()).into()
+    Failure::new(Code::Network, error.into()).next(network.advice()).into()
 }
 
 fn write_failed(error: io::Error) -> anyhow::Error {

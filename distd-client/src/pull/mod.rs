@@ -8,8 +8,11 @@
 //! and `patches` fill the target through `place`. `job` is the state of one pull, `arriving`
 //! what a reader sees of it, `run` the
 //! sequence of its steps, `plan` the forecast of its work, and `report` its result. `export` puts
-//! what a pull would fetch into a bundle; `bundles` opens one for a pull.
+//! what a pull would fetch into a bundle; `bundles` opens one for a pull. `network` has the
+//! connections, `fetch` does the same for a ticket instead of a release, and `read` gets a part.
+//! `access` is the way to both.
 
+mod access;
 mod arriving;
 mod attributes;
 mod bundles;
@@ -20,6 +23,7 @@ mod copy;
 mod downgrade;
 mod entries;
 mod export;
+mod fetch;
 mod job;
 mod journal;
 mod kept;
@@ -27,10 +31,12 @@ mod layout;
 mod left_out;
 mod make_entry;
 mod metadata;
+mod network;
 mod ours;
 mod patches;
 mod place;
 mod plan;
+mod read;
 mod report;
 mod request;
 mod run;
@@ -44,16 +50,20 @@ mod tree;
 mod verify;
 mod wanted;
 
+pub(crate) use access::SHARED_CHUNKS_MAX;
+pub use access::TicketAccess;
 pub use arriving::Arriving;
 pub use bundles::{name_of, open as open_bundle, timestamp_ends};
 pub use clean::clean;
 pub use downgrade::{Downgrade, Refused};
 pub(crate) use downgrade::{version_at, went_back};
 pub use export::{ExportRequest, Exported, SignForBundle, export};
+pub use fetch::{FetchRequest, Fetched, default_target, fetch};
 pub(crate) use kept::remove_side_files;
 pub use kept::{Kept, read_kept_manifest};
 pub use patches::Aim;
 pub use plan::plan;
+pub use read::{ReadOutcome, ReadRequest, read};
 pub use request::{BundleSource, Installed, LABELS_FRESH, PullRequest};
 pub(crate) use run::ask_turn;
 pub use run::{Look, look, pull, pull_watched};

@@ -186,9 +186,25 @@ impl PullRequest {
         self
     }
 
+    /// Place of the pull's target and files.
+    pub(super) fn place(&self) -> Place<'_> {
+        Place { out: &self.out, data: &self.data }
+    }
+}
+
+/// Where a pull or a fetch puts its artifact, and the files that it keeps until it ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'p> {
+    /// Path of the target in the form of [`ArtifactPath`].
+    pub(super) out: &'p Path,
+    /// State directory of the device.
+    pub(super) data: &'p Path,
+}
+
+impl Place<'_> {
     /// Returns the path of a file of the pull: beside the target, or in the state directory for a
     /// block device.
-    pub(super) fn state_path(&self, suffix: &str) -> PathBuf {
-        kept::part_path(&self.out, &self.data, suffix)
+    pub(super) fn state_path(self, suffix: &str) -> PathBuf {
+        kept::part_path(self.out, self.data, suffix)
     }
 }

@@ -1,23 +1,26 @@
 //! The sequence of the steps of a pull.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::fleet::NodeStatement;
 use distd_core::fleet::rollout::{Held, RolloutDoc, RolloutId, TurnAnswer};
 use distd_core::manifest::{Kind, Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
+use distd_core::{ManifestId, Position};
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::{ChannelFiles, Chosen, Resolved};
+use tokio::sync::mpsc;
 
 use super::arriving::Arriving;
 use super::downgrade::{self, PendingRelease, Refused, Step, When};
 use super::job::Job;
+use super::network::Network;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
 use super::request::{BundleSource, Installed, PATCH_FILES, PullRequest, REBUILT_FILE};
@@ -52,9 +55,9 @@ struct RebuiltCounts {
     bytes: u64,
 }
 
-pub(super) fn received(session: &Session) -> u64 {
-    let (relay, origin) = session.parents.readings();
-    relay.bytes_in + origin.bytes_in + session.neighbour_reading().bytes_in
+pub(super) fn received(network: &Network) -> u64 {
+    let (relay, origin) = network.parents.readings();
+    relay.bytes_in + origin.bytes_in + network.neighbour_reading().bytes_in
 }
 
 /// Largest size of patch sets that may also provide the manifest, in bytes. With larger changes,
@@ -359,8 +362,8 @@ pub async fn pull_watched(
         return already_there(request, asked, &manifest, start).await;
     }
     ours::check_directory_of(request.target.as_ref().context("a pull has a target")?)?;
-    let files =
-        Files { payloads: request.state_path(PATCH_FILES[0]), rebuilt: request.state_path(REBUILT_FILE) };
+    let place = request.place();
+    let files = Files { payloads: place.state_path(PATCH_FILES[0]), rebuilt: place.state_path(REBUILT_FILE) };
     if let Some(dir) = files.payloads.parent() {
         files::create_private_dir(dir)?;
     }
@@ -369,7 +372,7 @@ pub async fn pull_watched(
     let Prepared { session, product, version, step, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
     let manifest = Arc::new(manifest);
-    let mut job = Job::open(request, &manifest, seeds, index, offers, link)?;
+    let mut job = Job::open(place, &manifest, seeds, index, offers, link)?;
     progress.begin(manifest.root().bytes, &format!("{product} {version}"));
     job.progress = progress.clone();
     job.share(&session);
@@ -377,36 +380,7 @@ pub async fn pull_watched(
     if matches!(manifest.root().kind, Kind::File) {
         began(Arc::new(arriving));
     }
-    let result = tokio::select! {
-        result = job.fill(&session) => result,
-        never = job.bring_urgent(&session, urgent) => match never {},
-    };
-    job.write_journal_now()?;
-    if result.is_err() {
-        // Tell neighbours that this device is gone, so that they do not wait for chunks that will
-        // not come.
-        session.leave(&manifest.id(), Duration::ZERO).await;
-    }
-    result?;
-    progress.phase("checking");
-    let job = Arc::new(job);
-    let checking = job.clone();
-    let mut wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
-    if wrong {
-        // Either the medium lost written data, or the journal described an earlier target. Find the
-        // wrong chunks and fetch them again, once.
-        tracing::warn!("the artifact does not match as a whole; every chunk is checked again");
-        let again = job.clone();
-        tokio::task::spawn_blocking(move || again.forget_wrong()).await?;
-        job.fill(&session).await?;
-        let checking = job.clone();
-        wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
-    }
-    if wrong {
-        let error = anyhow!("{} does not hold the artifact after it was written", request.out.display());
-        let next = "the medium may be failing: check it, then pull to another one";
-        return Err(Failure::new(Code::Integrity, error).next(next).into());
-    }
+    let job = fill_and_check(job, &session, urgent, &request.out).await?;
     let (finishing, placing) = (job.clone(), pending.clone());
     let in_place = tokio::task::spawn_blocking(move || {
         placing.remember(When::Before)?;
@@ -441,6 +415,49 @@ pub async fn pull_watched(
         found: in_place.found,
         ..nothing_moved(&session, product, version, &step, &manifest, metadata_bytes, seconds)
     })
+}
+
+/// Fetches all that the target lacks, and checks the whole artifact on its medium.
+///
+/// # Errors
+/// A [`Failure`] with its exit code. Verified chunks stay.
+pub(super) async fn fill_and_check(
+    job: Job,
+    network: &Network,
+    urgent: mpsc::Receiver<Position>,
+    out: &Path,
+) -> anyhow::Result<Arc<Job>> {
+    let result = tokio::select! {
+        result = job.fill(network) => result,
+        never = job.bring_urgent(network, urgent) => match never {},
+    };
+    job.write_journal_now()?;
+    if result.is_err() {
+        // Tell neighbours that this device is gone, so that they do not wait for chunks that will
+        // not come.
+        network.leave(&job.id(), Duration::ZERO).await;
+    }
+    result?;
+    job.progress.phase("checking");
+    let job = Arc::new(job);
+    let checking = job.clone();
+    let mut wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
+    if wrong {
+        // Either the medium lost written data, or the journal described an earlier target. Find the
+        // wrong chunks and fetch them again, once.
+        tracing::warn!("the artifact does not match as a whole; every chunk is checked again");
+        let again = job.clone();
+        tokio::task::spawn_blocking(move || again.forget_wrong()).await?;
+        job.fill(network).await?;
+        let checking = job.clone();
+        wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
+    }
+    if wrong {
+        let error = anyhow!("{} does not hold the artifact after it was written", out.display());
+        let next = "the medium may be failing: check it, then use another one";
+        return Err(Failure::new(Code::Integrity, error).next(next).into());
+    }
+    Ok(job)
 }
 
 /// Records a release that is in place.

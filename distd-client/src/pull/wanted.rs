@@ -1,61 +1,36 @@
 //! Resolution of `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use bytes::Bytes;
+use distd_core::NodeId;
 use distd_core::error::Chain;
 use distd_core::fleet::rollout::{Decision, Device, Held, RolloutDoc, RolloutId, RolloutState, TurnAnswer};
 use distd_core::fleet::{NodeStatement, SignedHalt};
 use distd_core::manifest::Manifest;
 use distd_core::names::{Name, Wanted, release_target};
-use distd_core::proto::close::CloseCode;
-use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
-use distd_core::{ManifestId, NodeId};
 use distd_peer::bundle::Bundle;
 use distd_peer::capabilities::Capabilities;
 use distd_peer::clock::unix_now;
-use distd_peer::driver::{ChunkSink, Driver, FetchError};
-use distd_peer::manifest_fetch::fetch_manifest;
-use distd_peer::net::{Dialer, MeterReading, Outbound, close_code};
+use distd_peer::net::{Dialer, Outbound};
 use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
-use distd_peer::random;
-use distd_peer::rates::Throttle;
-use distd_peer::share::{ChunkBytes, Holdings};
-use distd_peer::table::ChunkTable;
 use distd_peer::trust::halt;
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::report::ReportSigner;
 use distd_peer::trust::statement::{self, StatementQuestion};
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Choose, Chosen, Offline, Resolved, TufClient, TufError};
 use distd_peer::trust::turn::TurnQuestion;
-use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 
-use super::bundles;
-use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
+use super::metadata::ParentMetadata;
+use super::network::Network;
 use super::request::PullRequest;
-use super::run::received;
 use crate::failure::{Code, Failure, is_shut_out};
-use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
-
-/// Interval of looks at whether something was received.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// How long nothing may come before another way to the same chunks is tried. A relay says after
-/// 10 s that its parent sends nothing.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
-
-/// Bytes that peers send about chunks that they do not have, within the patience of a pull.
-const SMALL_TALK: u64 = 8 << 10;
-
-/// Time limit for closing the connections.
-const LEAVE: Duration = Duration::from_millis(200);
+use crate::share::{DeviceNode, Lateral, Sharing, anywhere};
 
 /// Knowledge of a device, by which a rollout decides about it.
 #[derive(Clone, Copy)]
@@ -68,23 +43,24 @@ pub(super) struct About<'a> {
     pub(super) asks_for_turns: bool,
 }
 
-/// A device's connections to its realm.
+/// A device's connections to its realm, with what it knows of itself.
 pub(super) struct Session {
-    pub(super) parents: Arc<Parents>,
+    network: Network,
     tuf: TufClient,
     node: NodeId,
     signer: ReportSigner,
     ca: CertificateDer<'static>,
     data: PathBuf,
-    /// Endpoint of a node of the realm.
-    endpoint: Option<Endpoint>,
-    /// The exchange with neighbours; `None` when it is off.
-    lateral: Option<Arc<Lateral>>,
-    download: Option<Arc<Throttle>>,
     /// News of the agent in this process.
     news: Option<Arc<Newsroom>>,
-    /// The bundle that is the only parent, if there is one.
-    bundle: Option<Arc<Bundle>>,
+}
+
+impl Deref for Session {
+    type Target = Network;
+
+    fn deref(&self) -> &Network {
+        &self.network
+    }
 }
 
 impl Session {
@@ -110,20 +86,8 @@ impl Session {
         let ca = node.identity.ca_der().context("the device has no CA certificate").map_err(refused)?.clone();
         let id = node.identity.node_id();
         let signer = ReportSigner::new(&node.identity).map_err(|e| refused(e.into()))?;
-        let (parents, endpoint) = (node.parents, node.endpoint);
-        Ok(Self {
-            parents,
-            tuf,
-            node: id,
-            signer,
-            ca,
-            data: data.to_owned(),
-            endpoint: Some(endpoint),
-            lateral,
-            download: sharing.download(),
-            news,
-            bundle: None,
-        })
+        let network = Network::new(node.parents, node.endpoint, lateral, sharing.download());
+        Ok(Self { network, tuf, node: id, signer, ca, data: data.to_owned(), news })
     }
 
     /// Prepares to dial `parents`, which are inside this process, as a device of no realm that
@@ -146,81 +110,25 @@ impl Session {
         let node = identity.node_id();
         let capabilities = Capabilities::load(node, ca.clone(), &data.join("capabilities"));
         Ok(Self {
-            parents: Arc::new(Parents::new(dialer, parents, quarantine, capabilities)),
+            network: Network::local(Arc::new(Parents::new(dialer, parents, quarantine, capabilities))),
             tuf: TufClient::open(data, root).map_err(|e| refused(e.into()))?,
             node,
             signer: ReportSigner::new(&identity).map_err(|e| refused(e.into()))?,
             ca,
             data: data.to_owned(),
-            endpoint: None,
-            lateral: None,
-            download: None,
             news: None,
-            bundle: None,
         })
     }
 
     /// Says that the only parent is a bundle.
     pub(super) fn of_bundle(mut self, bundle: Arc<Bundle>) -> Self {
-        self.bundle = Some(bundle);
+        self.network.bundle = Some(bundle);
         self
-    }
-
-    /// What to do when chunks or nodes could not be had.
-    pub(super) fn advice(&self) -> String {
-        match &self.bundle {
-            Some(bundle) => bundles::advice(bundle.head()),
-            None => {
-                "check that a parent runs and reaches the origin, then run the same command again: it resumes"
-                    .to_owned()
-            }
-        }
     }
 
     /// Id of this device.
     pub(super) fn node(&self) -> NodeId {
         self.node
-    }
-
-    /// Serves the held chunks of a manifest until the returned value is dropped; `None` when the
-    /// exchange is off.
-    pub(super) fn publish(
-        &self,
-        manifest: &Arc<Manifest>,
-        table: &Arc<ChunkTable>,
-        holdings: &Arc<Holdings>,
-        bytes: Arc<dyn ChunkBytes>,
-    ) -> Option<Published> {
-        let lateral = self.lateral.as_ref()?;
-        Some(lateral.publish(manifest.clone(), table.clone(), holdings.clone(), bytes))
-    }
-
-    /// Returns the counters of what came from neighbours so far.
-    pub(super) fn neighbour_reading(&self) -> MeterReading {
-        self.lateral.as_ref().map(|lateral| lateral.neighbourhood.reading()).unwrap_or_default()
-    }
-
-    /// Returns the number of packed chunk bytes sent to neighbours.
-    pub(super) fn served_bytes(&self) -> u64 {
-        self.lateral.as_ref().map_or(0, |lateral| lateral.served_bytes())
-    }
-
-    /// Lingers for at most `linger` to serve neighbours that fetch this manifest, then closes all
-    /// connections, so that no peer waits for this device.
-    pub(super) async fn leave(&self, manifest: &ManifestId, linger: Duration) {
-        if let Some(lateral) = &self.lateral {
-            lateral.linger(manifest, linger).await;
-        }
-        self.close().await;
-    }
-
-    /// Closes all connections.
-    pub(super) async fn close(&self) {
-        self.parents.close();
-        let Some(endpoint) = &self.endpoint else { return };
-        endpoint.close(close_code(CloseCode::Done), b"");
-        // The close packet is sent or lost; this device need not know which.
-        let _ = tokio::time::timeout(LEAVE, endpoint.wait_idle()).await;
     }
 
     /// Asks for this device's capabilities for the releases to which `wanted` and a pin of the
@@ -376,98 +284,6 @@ impl Session {
     /// next is asked.
     pub(super) async fn manifest(&self, resolved: &Resolved, held: &[&Manifest]) -> anyhow::Result<Manifest> {
         self.manifest_of(resolved.manifest, Some(resolved.root_node.clone()), held).await
-    }
-
-    /// Like [`manifest`](Self::manifest), for any manifest whose id is known.
-    pub(super) async fn manifest_of(
-        &self,
-        id: ManifestId,
-        root: Option<Bytes>,
-        held: &[&Manifest],
-    ) -> anyhow::Result<Manifest> {
-        let mut last = anyhow!("no parent to ask");
-        for index in 0..self.parents.len() {
-            match self.manifest_from(index, id, root.clone(), held).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) => last = error,
-            }
-        }
-        if let Some(lateral) = &self.lateral
-            && let Some(manifest) = lateral.manifest(id, root, held).await
-        {
-            return Ok(manifest);
-        }
-        // A parent that refuses this device did answer.
-        let code = if last.chain().any(is_shut_out) { Code::Refused } else { Code::Network };
-        Err(Failure::new(code, last.context("could not get the manifest")).next(self.advice()).into())
-    }
-
-    /// Returns when nothing has come for a time; never without one. `arrived` counts the bytes of
-    /// chunks; a chunk that is on its way counts too.
-    pub(super) async fn silent_for(&self, patience: Option<Duration>, arrived: impl Fn() -> u64) {
-        let Some(patience) = patience else { return std::future::pending().await };
-        let (mut before, mut wire, mut since) = (arrived(), received(self), Instant::now());
-        while since.elapsed() < patience {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let (now, on_wire) = (arrived(), received(self));
-            if now != before || on_wire > wire + SMALL_TALK {
-                (before, wire, since) = (now, on_wire, Instant::now());
-            }
-        }
-    }
-
-    /// Fetches chunks of a manifest into `sink` from the parents, and from neighbours if the
-    /// manifest is published.
-    ///
-    /// # Errors
-    /// [`FetchError`]: the sink failed, or some chunks were not available.
-    pub(super) async fn fetch(
-        &self,
-        manifest: ManifestId,
-        table: Arc<ChunkTable>,
-        sink: Arc<dyn ChunkSink>,
-        wanted: ChunkRanges,
-        published: Option<&Published>,
-    ) -> Result<(), FetchError> {
-        let config = match published {
-            Some(_) => FetchConfig::sharing(wanted.len(), random::number()),
-            None => FetchConfig::default(),
-        };
-        // The handle can request more chunks; it must live as long as the fetch.
-        let (driver, _handle) = Driver::new(self.parents.clone(), manifest, table, sink, config);
-        let exchange = published.map(Published::exchange);
-        driver.exchanging(exchange).limited(self.download.clone()).fetch_all(wanted).await
-    }
-
-    async fn manifest_from(
-        &self,
-        index: usize,
-        id: ManifestId,
-        root: Option<Bytes>,
-        held: &[&Manifest],
-    ) -> anyhow::Result<Manifest> {
-        for lost in 0.. {
-            let link = self.parents.link(index).await?;
-            let attempt = async {
-                let swarm = link.open_swarm(id, self.parents.capability_for(link.role(), id).await).await?;
-                let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;
-                swarm.leave();
-                fetched
-            };
-            match attempt.await {
-                Ok(manifest) => return Ok(manifest),
-                Err(error) if lost < LOST_MAX && link.is_closed() && !error.is_breach() => {
-                    tokio::time::sleep(pause_after(lost)).await;
-                }
-                Err(error) => {
-                    if error.is_breach() {
-                        self.parents.quarantine(&link);
-                    }
-                    return Err(error.into());
-                }
-            }
-        }
-        unreachable!("the loop ends by returning")
     }
 }
 

@@ -1,12 +1,10 @@
 //! Push: cuts the artifact on this machine, asks the origin which chunks it lacks, sends only
 //! those, and commits.
 //!
-//! [`source`] reads a file, a block device or a directory ([`distd_client::tree_source`]); [`cut`]
-//! makes chunks of it; [`pipeline`] sends the missing chunks to the origin.
+//! [`distd_client::cutting`] makes chunks of a file, a block device or a directory; [`pipeline`]
+//! sends the missing chunks to the origin.
 
-mod cut;
 mod pipeline;
-pub(crate) mod source;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,10 +17,9 @@ use distd_core::names::Name;
 use distd_core::{ArtifactHash, ManifestId};
 use serde::Serialize;
 
-use self::cut::CutError;
 use self::pipeline::{PipelineError, Sent};
-use self::source::Source;
 use crate::api::{Api, CommitRequest, persistently};
+use distd_client::cutting::{CutError, Source};
 use distd_client::disk::device;
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress;

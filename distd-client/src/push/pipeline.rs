@@ -16,9 +16,8 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::cut::{Buffers, CutBatch, CutError, CutResult, Fresh, cut};
-use super::source::Source;
 use crate::api::{ApiError, Upload};
+use distd_client::cutting::{Buffers, CutBatch, CutError, CutResult, Fresh, Source, cut};
 use distd_client::progress::Progress;
 use distd_core::api::{HASHES_MAX, RecordHead};
 

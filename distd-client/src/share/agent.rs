@@ -20,6 +20,7 @@ use distd_peer::net::{Link, Outbound, close_code};
 use distd_peer::news::{self, Newsroom};
 use distd_peer::process::told_to_end;
 use distd_peer::random;
+use distd_peer::rates::Throttle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -29,6 +30,7 @@ use crate::failure::{Code, Failure, code_of};
 use crate::follow::{FollowRequest, Follower};
 use crate::gateway::{DeviceGateway, GatewayRequest};
 use crate::pull::read_kept_manifest;
+use crate::tickets::kept;
 
 /// Interval of the agent's announcements. Its peer records are valid three times as long.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(20 * 60);
@@ -96,6 +98,8 @@ pub struct Agent {
     /// Proxy for apt.
     pub apt: Option<DeviceProxy>,
     news: Arc<Newsroom>,
+    /// Limit of the upload of shares.
+    upload: Option<Arc<Throttle>>,
 }
 
 impl Agent {
@@ -140,6 +144,7 @@ impl Agent {
             None => (None, None),
         };
         let (outbound, serves) = (request.outbound, request.sharing.serves);
+        let upload = request.sharing.upload();
         Ok(Self {
             address,
             metrics,
@@ -152,6 +157,7 @@ impl Agent {
             gateway,
             apt,
             news,
+            upload,
         })
     }
 
@@ -160,8 +166,11 @@ impl Agent {
     /// # Errors
     /// When the system lets the process watch no signals.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { node, lateral, outbound, measuring, serves, follower, gateway, apt, news, .. } = self;
+        let Self { node, lateral, outbound, measuring, serves, follower, gateway, apt, news, upload, .. } =
+            self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
+        let ca = identity.ca_der().context("the device has no CA certificate")?.clone();
+        let kept_in = data.clone();
         let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
         let wants_news = follower.is_some() || gateway.is_some();
         let listening =
@@ -174,6 +183,7 @@ impl Agent {
         let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
         let announcing = serves.then(|| tokio::spawn(async move { announcer.run().await }));
         let (stop, stopped) = watch::channel(false);
+        let mut sharing = serves.then(|| tokio::spawn(kept::serve(kept_in, ca, upload, stopped.clone())));
         let mut giving = gateway.map(|gateway| tokio::spawn(gateway.run(stopped.clone())));
         let mut proxying = apt.map(|apt| tokio::spawn(apt.run(stopped.clone())));
         let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
@@ -184,6 +194,10 @@ impl Agent {
             // It ends a hook that runs, and notes that.
             let _ = tokio::time::timeout(STOP, following).await;
         }
+        if let Some(sharing) = &mut sharing {
+            // Fetchers are told that the share ended.
+            let _ = tokio::time::timeout(STOP, sharing).await;
+        }
         if let Some(giving) = &mut giving {
             // It lets short downloads end.
             let _ = tokio::time::timeout(STOP, giving).await;
@@ -191,7 +205,7 @@ impl Agent {
         if let Some(proxying) = &mut proxying {
             let _ = tokio::time::timeout(STOP, proxying).await;
         }
-        let tasks = [measuring, announcing, following, giving, proxying, listening, Some(spreading)];
+        let tasks = [measuring, announcing, following, giving, proxying, sharing, listening, Some(spreading)];
         for task in tasks.into_iter().flatten() {
             task.abort();
         }

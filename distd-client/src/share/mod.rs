@@ -10,9 +10,11 @@ mod node;
 mod settings;
 
 pub use connectivity::Connectivity;
+pub(crate) use node::open_endpoint;
 pub use node::{DeviceNode, anywhere};
 pub use settings::Sharing;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,10 +32,13 @@ use distd_peer::mdns::Mdns;
 use distd_peer::neighbours::{Neighbourhood, Neighbours};
 use distd_peer::news::Newsroom;
 use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
 use distd_peer::serve::{ServeConfig, Server, Sites};
-use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, SharedSwarm};
+use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, InstalledArtifacts, SharedSwarm};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::record::{RecordSigner, RecordText};
+use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
 use tokio::task::AbortHandle;
 
 use self::artifacts::KeptArtifacts;
@@ -56,6 +61,24 @@ pub struct Lateral {
     mdns: Option<Mdns>,
 }
 
+/// A node as its exchange with neighbours needs it.
+pub(crate) struct Station {
+    /// Socket that listens and dials.
+    pub(crate) endpoint: Endpoint,
+    /// Certificate of the realm's CA.
+    pub(crate) ca: CertificateDer<'static>,
+    /// Signer of the node's records.
+    pub(crate) signer: RecordSigner,
+    /// Nodes that are not asked.
+    pub(crate) quarantine: Arc<Quarantine>,
+    /// File with the neighbours of earlier sessions; `None` to remember none.
+    pub(crate) remembered: Option<PathBuf>,
+    /// Artifacts that are served beside those being fetched.
+    pub(crate) installed: Arc<dyn InstalledArtifacts>,
+    /// Parents of the node.
+    pub(crate) parents: Arc<Parents>,
+}
+
 impl Lateral {
     /// Starts to serve as `node`. `resident` says that the process keeps running after its current
     /// work; `news` is what the device tells its peers.
@@ -69,30 +92,40 @@ impl Lateral {
         news: Option<Arc<Newsroom>>,
     ) -> anyhow::Result<Self> {
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
-        let sites = Sites::new(ca.clone(), SiteRule::All, false);
         let text = RecordText { site: sharing.site.clone(), resident };
-        let signer = RecordSigner::new(&node.identity, node.credentials.clone(), text)?;
+        let station = Station {
+            endpoint: node.endpoint.clone(),
+            ca,
+            signer: RecordSigner::new(&node.identity, node.credentials.clone(), text)?,
+            quarantine: node.quarantine.clone(),
+            remembered: Some(node.data.join(NEIGHBOURS_FILE)),
+            installed: KeptArtifacts::new(node.data.clone(), node.parents.clone()),
+            parents: node.parents.clone(),
+        };
+        Ok(Self::open(station, sharing, news))
+    }
+
+    /// Starts to serve from `station`.
+    pub(crate) fn open(station: Station, sharing: &Sharing, news: Option<Arc<Newsroom>>) -> Self {
+        let Station { endpoint, ca, signer, quarantine, remembered, installed, parents } = station;
+        let sites = Sites::new(ca.clone(), SiteRule::All, false);
         let reach = sharing.connectivity;
         let neighbourhood = Neighbourhood::new(
-            node.endpoint.clone(),
+            endpoint.clone(),
             ca,
             signer,
             Neighbours {
                 serves: sharing.serves,
-                quarantine: node.quarantine.clone(),
+                quarantine,
                 sites: sites.clone(),
-                remembered: node.data.join(NEIGHBOURS_FILE),
+                remembered,
                 news: news.clone(),
                 allowed: Box::new(move |address| reach.allows_neighbour(address)),
             },
         );
-        let content = DeviceContent::new(
-            KeptArtifacts::new(node.data.clone(), node.parents.clone()),
-            node.parents.clone(),
-        );
+        let content = DeviceContent::new(installed, parents.clone());
         let config = ServeConfig { sites: Some(sites.clone()), news, ..sharing.serve_config() };
         let server = Server::new(Arc::new(Device(content.clone())), config);
-        let endpoint = node.endpoint.clone();
         let running = server.clone();
         let serves = sharing.serves;
         let serving = tokio::spawn(async move {
@@ -106,8 +139,7 @@ impl Lateral {
                 .ok()
         });
         let serving = serving.abort_handle();
-        let parents = node.parents.clone();
-        Ok(Self { neighbourhood, content, server, sites, parents, serving, mdns })
+        Self { neighbourhood, content, server, sites, parents, serving, mdns }
     }
 
     /// Serves the held chunks of a manifest until the returned value is dropped.

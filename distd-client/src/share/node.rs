@@ -15,6 +15,7 @@ use distd_peer::quarantine::Quarantine;
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::{Credentials, quic_client, quic_neighbour};
 use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
 
 use super::{Connectivity, Sharing};
 use crate::failure::{Code, Failure, code_of_enrollment};
@@ -86,12 +87,13 @@ impl DeviceNode {
         }
         let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
         let credentials = Credentials::of_node(&identity).map_err(|e| refused(e.into()))?;
-        let endpoint = open_endpoint(&identity, &credentials, listen)?;
+        let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
+        let reset = ResetKey::of_node(&identity.private_key());
+        let endpoint = open_endpoint(ca, &reset, &credentials, listen)?;
         if !sharing.serves {
             endpoint.set_server_config(None);
         }
         let quarantine = Arc::new(Quarantine::load(&data.join("quarantine.json")));
-        let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
         let dialer = Dialer::new(endpoint.clone(), credentials.clone(), ca, outbound)
             .map_err(|e| refused(e.into()))?;
         let node = identity.node_id();
@@ -110,18 +112,17 @@ impl DeviceNode {
 }
 
 /// Opens one endpoint that listens and dials from the same port.
-fn open_endpoint(
-    identity: &NodeIdentity,
+pub(crate) fn open_endpoint(
+    ca: &CertificateDer<'static>,
+    reset: &ResetKey,
     credentials: &Arc<Credentials>,
     listen: SocketAddr,
 ) -> anyhow::Result<Endpoint> {
     let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
-    let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
-    let reset = ResetKey::of_node(&identity.private_key());
     let open = |address| -> anyhow::Result<Result<Endpoint, BindError>> {
         let client = quic_client(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
         let server = quic_neighbour(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
-        Ok(device_endpoint(address, client, server, &reset))
+        Ok(device_endpoint(address, client, server, reset))
     };
     let opened = match open(listen)? {
         // Some machines have only one address family.

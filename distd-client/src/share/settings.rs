@@ -86,13 +86,18 @@ impl Sharing {
         self.limits.download.for_class(Some(self.class))
     }
 
+    /// Returns the limit of this process's uploads.
+    pub fn upload(&self) -> Option<Arc<Throttle>> {
+        self.limits.upload.for_class(Some(self.class))
+    }
+
     /// Returns the limits of the answerer.
     pub(super) fn serve_config(&self) -> ServeConfig {
         ServeConfig {
             connections_max: CONNECTIONS_MAX,
             upload_slots_max: self.slots,
             upload_slots_per_peer: self.slots_per_peer,
-            upload: self.limits.upload.for_class(Some(self.class)),
+            upload: self.upload(),
             ..ServeConfig::default()
         }
     }

@@ -64,6 +64,11 @@ impl SharedSwarm {
         Arc::new(Self { manifest, table, holdings, bytes, known, counters })
     }
 
+    /// Returns the swarm as a server takes it.
+    pub fn serving(swarm: Arc<Self>) -> Arc<dyn Swarm> {
+        Arc::new(Serving(swarm))
+    }
+
     /// Manifest of the swarm.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest

@@ -446,6 +446,14 @@ pub fn certificate_from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, CertE
     CertificateDer::from_pem_slice(pem).map_err(|_| CertError::Malformed)
 }
 
+/// Returns the key of a node, to sign what proves that the node made it.
+///
+/// # Errors
+/// When the key is none that can sign, which an enrolled node's is not.
+pub fn key_of(identity: &NodeIdentity) -> Result<KeyPair, rcgen::Error> {
+    KeyPair::try_from(identity.private_key().secret_der())
+}
+
 /// Parses a key pair from PKCS#8 PEM.
 pub fn key_from_pem(pem: &[u8]) -> Result<KeyPair, rcgen::Error> {
     let text = std::str::from_utf8(pem).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;

@@ -8,7 +8,9 @@
 //! devices their reports ([`report`]) and receipts, whose log every node watches ([`receipts`]).
 //! The realm tells each node its labels and pins ([`statement`]), and whether it may begin a
 //! rollout now ([`turn`]). Nodes that are excluded before their certificate expires are on a signed
-//! list ([`revoked`]); rollouts that stand still are in signed notices ([`halt`]).
+//! list ([`revoked`]); rollouts that stand still are in signed notices ([`halt`]). A share of
+//! machines without a realm is a realm of its own ([`share_realm`]), which tickets lead to
+//! ([`ticket`]).
 
 pub mod capability;
 pub mod enroll;
@@ -20,7 +22,9 @@ pub mod record;
 pub mod report;
 pub mod revoked;
 pub mod seal;
+pub mod share_realm;
 pub mod statement;
+pub mod ticket;
 pub mod tls;
 pub mod token;
 pub mod tuf;

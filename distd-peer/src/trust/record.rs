@@ -9,12 +9,12 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
 use distd_core::bounds::RECORD_SECONDS_MAX;
 use distd_core::proto::frame::PeerRecord;
-use rcgen::{KeyPair, SigningKey};
+use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, is_signed_by};
+use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, is_signed_by, node_id_of_spki};
 use super::tls::Credentials;
 use crate::clock::unix_now;
 use distd_core::role::Role;
@@ -60,9 +60,15 @@ impl RecordSigner {
     ) -> Result<Self, IdentityError> {
         let key = KeyPair::try_from(identity.private_key().secret_der())
             .map_err(|e| IdentityError::Key("node.key".into(), e))?;
+        Ok(Self::of_key(key, credentials, text))
+    }
+
+    /// Creates a signer with an Ed25519 key, for the node whose certificate `credentials` present.
+    pub fn of_key(key: KeyPair, credentials: Arc<Credentials>, text: RecordText) -> Self {
+        let node_id = node_id_of_spki(&key.subject_public_key_info());
         // Records of an earlier run of this node must have lower numbers.
         let sequence = AtomicU64::new(unix_now().saturating_mul(1000));
-        Ok(Self { key, node_id: identity.node_id(), credentials, text, sequence })
+        Self { key, node_id, credentials, text, sequence }
     }
 
     /// Id of the node that signs.

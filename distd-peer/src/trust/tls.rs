@@ -18,8 +18,10 @@ use rustls::{
 };
 
 use super::identity::{CertError, CertInfo, NodeId, NodeIdentity, ORIGIN_NAME, PARENT_NAME};
+use super::ticket::share_key_of;
 use super::token::sha256;
 use distd_core::role::Role;
+use distd_core::ticket::ShareKey;
 
 pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 
@@ -139,10 +141,12 @@ impl ResolvesClientCert for Credentials {
 }
 
 /// Root of trust of a client.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum TrustAnchor {
     /// SHA-256 of the CA certificate's DER, from a token. The server sends the certificate itself.
     Fingerprint([u8; 32]),
+    /// Key of the CA, from a ticket. The server sends the certificate itself.
+    Key(ShareKey),
     /// The CA certificate.
     Ca(CertificateDer<'static>),
 }
@@ -151,22 +155,15 @@ pub enum TrustAnchor {
 /// dialled.
 #[derive(Debug)]
 struct FingerprintVerifier {
-    fingerprint: [u8; 32],
-    /// The CA certificate if it is known. Otherwise the chain must contain a certificate with
-    /// `fingerprint`.
-    ca: Option<CertificateDer<'static>>,
+    anchor: TrustAnchor,
     name: ServerName<'static>,
     provider: Arc<CryptoProvider>,
 }
 
 impl FingerprintVerifier {
     fn new(anchor: &TrustAnchor, name: &'static str) -> Arc<Self> {
-        let (fingerprint, ca) = match anchor {
-            TrustAnchor::Fingerprint(fingerprint) => (*fingerprint, None),
-            TrustAnchor::Ca(ca) => (sha256(ca), Some(ca.clone())),
-        };
         let name = ServerName::try_from(name).expect("the role names are DNS names");
-        Arc::new(Self { fingerprint, ca, name, provider: provider() })
+        Arc::new(Self { anchor: anchor.clone(), name, provider: provider() })
     }
 }
 
@@ -179,16 +176,16 @@ impl ServerCertVerifier for FingerprintVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        // Only a certificate with exactly this fingerprint becomes a root, and it must have signed
-        // the chain.
-        let ca = match &self.ca {
-            Some(ca) => ca.clone(),
-            None => intermediates
-                .iter()
-                .find(|cert| sha256(cert) == self.fingerprint)
-                .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?
-                .clone()
-                .into_owned(),
+        // Only a certificate with exactly this fingerprint or key becomes a root, and it must have
+        // signed the chain.
+        let find = |is_ca: &dyn Fn(&[u8]) -> bool| {
+            let found = intermediates.iter().find(|cert| is_ca(cert)).map(|cert| cert.clone().into_owned());
+            found.ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))
+        };
+        let ca = match &self.anchor {
+            TrustAnchor::Ca(ca) => ca.clone(),
+            TrustAnchor::Fingerprint(fingerprint) => find(&|cert| sha256(cert) == *fingerprint)?,
+            TrustAnchor::Key(key) => find(&|cert| share_key_of(cert) == Some(*key))?,
         };
         let bad = |_| rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let roots = roots(&ca).map_err(bad)?;

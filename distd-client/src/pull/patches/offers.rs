@@ -15,7 +15,7 @@ use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::PatchSetRef;
 
-use crate::pull::wanted::Session;
+use crate::pull::network::Network;
 
 /// Largest packed index read, in bytes: that of a set over some two million chunks. Larger sets are
 /// skipped, to limit the device's memory.
@@ -114,14 +114,14 @@ impl Offers {
     /// returns no sets. `view_memory` is the device's memory for views, in bytes. With a `bundle`,
     /// only its payloads can be had.
     pub(in crate::pull) async fn fetch(
-        session: &Session,
+        network: &Network,
         route: &[PatchSetRef],
         (aim, view_memory): (Aim, u64),
         bundle: Option<&Bundle>,
     ) -> Self {
         let mut sets = Vec::new();
         for known in route {
-            match load(session, known).await {
+            match load(network, known).await {
                 Ok(mut set) => {
                     set.index.move_views(sets.len());
                     sets.push(set);
@@ -209,8 +209,8 @@ impl Offers {
     }
 }
 
-async fn load(session: &Session, known: &PatchSetRef) -> anyhow::Result<Set> {
-    let manifest = session.manifest_of(known.set, None, &[]).await?;
+async fn load(network: &Network, known: &PatchSetRef) -> anyhow::Result<Set> {
+    let manifest = network.manifest_of(known.set, None, &[]).await?;
     let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is not a patch set") };
     anyhow::ensure!(index_bytes <= INDEX_BYTES_MAX, "its index of {index_bytes} bytes is too large");
     let mut head = Vec::new();
@@ -228,7 +228,7 @@ async fn load(session: &Session, known: &PatchSetRef) -> anyhow::Result<Set> {
     let wanted: ChunkRanges = head.iter().map(|at| at.entry.id).collect();
     let sink = Arc::new(Memory::default());
     let table = Arc::new(ChunkTable::of(&manifest));
-    session.fetch(manifest.id(), table, sink.clone(), wanted, None).await?;
+    network.fetch(manifest.id(), table, sink.clone(), wanted, None).await?;
     let mut bytes = Vec::with_capacity(index_bytes as usize);
     {
         let pieces = sink.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,8 +20,8 @@ use super::apply::{Arrivals, Work, apply_all, held};
 use super::offers::{Offers, Set};
 use super::payloads::{PayloadSink, Payloads};
 use super::transient::TransientChunks;
+use crate::pull::network::{Network, PATIENCE};
 use crate::pull::seeds::Seeds;
-use crate::pull::wanted::{PATIENCE, Session};
 
 /// Largest number of raw bytes rebuilt this way, because they are written twice. Above it, the
 /// nodes are a small part of the transfer.
@@ -65,7 +65,7 @@ fn suited(offers: &Offers) -> Option<&Set> {
 /// The reason why the manifest could not be built; the caller gets it node by node instead.
 /// Payloads that arrived stay in their file.
 pub(in crate::pull) async fn rebuild(
-    session: &Session,
+    network: &Network,
     resolved: &Resolved,
     offers: &Arc<Offers>,
     seeds: &mut Arc<Seeds>,
@@ -117,13 +117,13 @@ pub(in crate::pull) async fn rebuild(
     } else {
         let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
         let table = Arc::new(ChunkTable::of(&set.manifest));
-        published = session.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
-        let fetching = session.fetch(set.manifest.id(), table, sink, fetch, published.as_ref());
+        published = network.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+        let fetching = network.fetch(set.manifest.id(), table, sink, fetch, published.as_ref());
         let arrived = || payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
         // Without the outline there is another way to the manifest.
         tokio::select! {
             fetched = fetching => fetched.map_err(anyhow::Error::from),
-            () = session.silent_for(Some(PATIENCE), arrived) => Err(anyhow!("its payloads do not come")),
+            () = network.silent_for(Some(PATIENCE), arrived) => Err(anyhow!("its payloads do not come")),
         }
     };
     arrivals.all_fetched();

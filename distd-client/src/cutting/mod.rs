@@ -1,5 +1,10 @@
-//! Cutting and hashing on threads of their own, one batch ahead of each other: one thread reads and
-//! cuts, another hashes the chunks, and a third hashes the whole artifact at the same time.
+//! Cutting and hashing of an artifact on this machine, on threads of their own, one batch ahead of
+//! each other: one thread reads and cuts, another hashes the chunks, and a third hashes the whole
+//! artifact at the same time. `source` reads a file, a block device or a directory.
+
+mod source;
+
+pub use source::Source;
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -19,12 +24,12 @@ const COMMIT_HEAD_MAX: usize = 4096;
 
 /// Reasons why cutting ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CutError {
+pub enum CutError {
     /// The artifact could not be read.
-    #[error("could not read the artifact to push")]
+    #[error("could not read the artifact")]
     Read(#[source] io::Error),
     /// The artifact has more chunks than one commit can list.
-    #[error("the artifact has more chunks than a release can list")]
+    #[error("the artifact has more chunks than one manifest can list")]
     TooManyChunks,
     /// Nobody takes the batches any more, because of an error elsewhere.
     #[error("stopped")]
@@ -33,35 +38,37 @@ pub(super) enum CutError {
 
 /// A chunk of a batch that is new in this artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fresh {
+pub struct Fresh {
     /// Hash of the chunk.
-    pub(super) hash: ChunkHash,
+    pub hash: ChunkHash,
     /// Offset of the chunk in the batch's data, in bytes.
-    pub(super) start: u32,
+    pub start: u32,
     /// Length of the chunk in bytes.
-    pub(super) len: u32,
+    pub len: u32,
 }
 
 /// A batch, and those of its chunks that the origin is asked about.
 #[derive(Debug)]
-pub(super) struct CutBatch {
-    pub(super) batch: Batch,
-    pub(super) fresh: Vec<Fresh>,
+pub struct CutBatch {
+    /// The batch.
+    pub batch: Batch,
+    /// The chunks that are new.
+    pub fresh: Vec<Fresh>,
 }
 
 /// Result of cutting a whole artifact.
-pub(super) struct CutResult {
+pub struct CutResult {
     /// Runs in artifact order, encoded as in a commit.
-    pub(super) runs: Vec<u8>,
+    pub runs: Vec<u8>,
     /// Number of chunks, including repeats.
-    pub(super) chunks: u64,
+    pub chunks: u64,
     /// BLAKE3 of the whole artifact.
-    pub(super) blake3: ArtifactHash,
+    pub blake3: ArtifactHash,
 }
 
 /// Pool of buffers from finished batches.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+pub struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
     fn take(&self) -> Vec<u8> {
@@ -69,7 +76,7 @@ impl Buffers {
     }
 
     /// Returns a batch's memory to the pool.
-    pub(super) fn give(&self, batch: Batch) {
+    pub fn give(&self, batch: Batch) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE_BUFFERS {
             spare.push(batch.into_buffer());
@@ -139,7 +146,7 @@ impl Runs {
 ///
 /// # Errors
 /// [`CutError`].
-pub(super) fn cut<R: ReadAt>(
+pub fn cut<R: ReadAt>(
     source: &R,
     regions: &[Region],
     params: CutParams,

@@ -1,5 +1,5 @@
-//! Input of a push: a file, a block device or a directory, as one sequence of bytes that must not
-//! change while it is read.
+//! An artifact on this machine: a file, a block device or a directory, as one sequence of bytes
+//! that must not change while it is read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,22 @@ use anyhow::{Context, anyhow};
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::{ReadAt, Regions, regions};
 
-use distd_client::disk::path::PathError;
-use distd_client::failure::{Code, Failure};
-use distd_client::local::{FileReader, Stamp};
-use distd_client::text::human_bytes;
-use distd_client::tree_source::{Skipped, TreeSource};
+use crate::disk::path::PathError;
+use crate::failure::{Code, Failure};
+use crate::local::{FileReader, Stamp};
+use crate::text::human_bytes;
+use crate::tree_source::{Skipped, TreeSource};
 
-/// An artifact to push.
-pub(crate) enum Source {
-    File { path: PathBuf, reader: FileReader },
+/// An artifact to push or to share.
+pub enum Source {
+    /// A file or a block device.
+    File {
+        /// Path as it was named.
+        path: PathBuf,
+        /// The open file.
+        reader: FileReader,
+    },
+    /// A directory.
     Tree(Box<TreeSource>),
 }
 
@@ -28,13 +35,27 @@ impl Source {
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Unusable`].
-    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let source = Self::open_any(path)?;
+        if source.len() > 0 {
+            return Ok(source);
+        }
+        let error = anyhow!("{} is empty", path.display());
+        let next = "check the program that should have written it; a release has at least one byte";
+        Err(Failure::new(Code::Unusable, error).next(next).into())
+    }
+
+    /// Opens the artifact at `path`, which may be empty.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_any(path: &Path) -> anyhow::Result<Self> {
         let local = |e: io::Error| {
             let error = anyhow::Error::new(e).context(format!("could not open {}", path.display()));
             Failure::new(Code::Local, error)
         };
         if path == Path::new("-") {
-            return Err(Failure::from(PathError::Stream("the artifact to push")).into());
+            return Err(Failure::from(PathError::Stream("the artifact")).into());
         }
         let meta = std::fs::metadata(path).map_err(local)?;
         let source = if meta.is_dir() {
@@ -51,14 +72,9 @@ impl Source {
             Self::File { path: path.to_owned(), reader }
         };
         match source.len() {
-            0 => {
-                let error = anyhow!("{} is empty", path.display());
-                let next = "check the program that should have written it; a release has at least one byte";
-                Err(Failure::new(Code::Unusable, error).next(next).into())
-            }
             len if len > ARTIFACT_BYTES_MAX => {
                 let (len, max) = (human_bytes(len), human_bytes(ARTIFACT_BYTES_MAX));
-                let error = anyhow!("{} has {len}; a release has at most {max}", path.display());
+                let error = anyhow!("{} has {len}; an artifact has at most {max}", path.display());
                 Err(Failure::new(Code::Unusable, error).next("ship it as several products").into())
             }
             _ => Ok(source),
@@ -66,7 +82,7 @@ impl Source {
     }
 
     /// Returns the regions at which the artifact's format wants it cut.
-    pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
+    pub fn regions(&self) -> anyhow::Result<Regions> {
         match self {
             Self::File { reader, .. } => Ok(regions(reader)),
             Self::Tree(tree) => tree.regions(),
@@ -74,7 +90,7 @@ impl Source {
     }
 
     /// Returns the length of a tree's listing in bytes; `None` for a file.
-    pub(crate) fn listing_bytes(&self) -> Option<u64> {
+    pub fn listing_bytes(&self) -> Option<u64> {
         match self {
             Self::File { .. } => None,
             Self::Tree(tree) => Some(tree.listing_bytes()),
@@ -82,7 +98,7 @@ impl Source {
     }
 
     /// Returns the parts of a tree that are not shipped.
-    pub(crate) fn skipped(&self) -> Skipped {
+    pub fn skipped(&self) -> Skipped {
         match self {
             Self::File { .. } => Skipped::default(),
             Self::Tree(tree) => tree.skipped(),
@@ -93,7 +109,7 @@ impl Source {
     ///
     /// # Errors
     /// Failures with [`Code::Unusable`].
-    pub(crate) fn check_unchanged(&self) -> anyhow::Result<()> {
+    pub fn check_unchanged(&self) -> anyhow::Result<()> {
         let (path, unchanged) = match self {
             Self::File { path, reader } => {
                 // Compare both the open file and the file that has the name now: the file may have
@@ -111,7 +127,7 @@ impl Source {
     }
 
     /// Turns an error of reading into the failure of the push.
-    pub(crate) fn read_failure(&self, error: io::Error) -> anyhow::Error {
+    pub fn read_failure(&self, error: io::Error) -> anyhow::Error {
         match self {
             Self::File { path, reader } => {
                 let still_there = !matches!(reader.is_unchanged(), Ok(false));
@@ -154,7 +170,7 @@ impl ReadAt for Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distd_client::failure::{advice, code_of};
+    use crate::failure::{advice, code_of};
 
     #[test]
     fn an_unusable_artifact_is_refused_with_a_reason() {
