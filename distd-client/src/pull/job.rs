@@ -363,7 +363,7 @@ impl Job {
             Err(error) if is_unavailable(&error) => {
                 let left: Vec<Position> =
                     missing.iter().copied().filter(|position| !self.is_done(*position)).collect();
-                tracing::info!(chunks = left.len(), "nobody has some chunks; making them by patches");
+                tracing::info!(chunks = left.len(), "some chunks do not come; making them by patches");
                 self.bring_by(network, &left, Patches::All).await
             }
             done => done,
@@ -424,7 +424,7 @@ impl Job {
                 chunks = applied.missing.len(),
                 "patches failed; fetching their chunks"
             );
-            self.fetch(network, &placer, &applied.missing, (None, None)).await?;
+            self.fetch(network, &placer, &applied.missing, (None, patience)).await?;
         }
         Ok(())
     }
@@ -449,11 +449,15 @@ impl Job {
             let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
             let table = Arc::new(ChunkTable::of(&set.manifest));
             let (id, published) = (set.manifest.id(), published.as_ref());
-            let fetched = network.fetch(id, table, sink.clone(), wanted, published).await;
+            let fetching = network.fetch(id, table, sink.clone(), wanted, published);
+            let fetched = tokio::select! {
+                fetched = fetching => fetched.map_err(anyhow::Error::from),
+                () = network.silent_for(Some(PATIENCE), || self.patch_bytes()) => Err(Silent.into()),
+            };
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
-                tracing::warn!(error = %Chain(&error), "some patches could not be fetched");
+                tracing::warn!(error = %Chain(error.as_ref()), "some patches could not be fetched");
             }
         }
     }
@@ -473,8 +477,6 @@ impl Job {
         let repeated_before = placer.repeated_bytes();
         let sink = Arc::new(TargetSink::new(placer.clone(), arrivals.cloned()));
         let wanted: ChunkRanges = ids.iter().copied().collect();
-        let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
-        let placed = placer.placed_bytes(ids.iter().copied());
         let published = self.published.first().and_then(Option::as_ref);
         let fetching = network.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published);
         let arrived = || sink.chunk_bytes.load(Ordering::Relaxed) + self.patch_bytes();
@@ -483,9 +485,12 @@ impl Job {
             () = network.silent_for(patience, arrived) => None,
         };
         {
+            // What came, also of a fetch that was given up.
+            let came = sink.received.chunks();
+            let raw = came.ids().filter_map(|id| self.table.get(id)).map(|entry| u64::from(entry.len));
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            counts.fetched_bytes += distinct;
-            counts.placed_bytes += placed;
+            counts.fetched_bytes += raw.sum::<u64>();
+            counts.placed_bytes += placer.placed_bytes(came.ids());
             counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
             counts.repeated_bytes += placer.repeated_bytes() - repeated_before;
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);

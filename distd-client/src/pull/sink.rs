@@ -22,6 +22,11 @@ pub(super) struct ReceivedCounts {
 }
 
 impl ReceivedCounts {
+    /// Chunks that arrived.
+    pub(super) fn chunks(&self) -> ChunkRanges {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Records the arrival of a chunk; returns false if the chunk had arrived before.
     pub(super) fn first(&self, id: ChunkId, packed: &PackedChunk) -> bool {
         let first = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
