@@ -207,6 +207,20 @@ fn a_ticket_is_shown_without_a_connection() {
 }
 
 #[test]
+fn a_name_with_a_meaning_needs_a_path_of_the_users() {
+    let machines = Machines::new();
+    let file = machines.file(".profile", 1000, 5);
+    let share = machines.share(&file, &[]);
+    let here = machines.path("home");
+    fs::create_dir(&here).expect("mkdir");
+    let mut command = machines.command("f");
+    command.current_dir(&here).args(["fetch", &share.ticket, "--listen", "127.0.0.1:0"]);
+    fails(&run(&mut command), USAGE, "--out PATH");
+    assert_eq!(fs::read_dir(&here).expect("list").count(), 0);
+    machines.fetch("f", &share.ticket, &here.join(".profile"), &[]).ok();
+}
+
+#[test]
 fn wrong_tickets_are_refused_and_nothing_is_kept() {
     let machines = Machines::new();
     let file = machines.file("file", 300_000, 4);
@@ -243,6 +257,14 @@ fn wrong_tickets_are_refused_and_nothing_is_kept() {
     assert!(same(&out, &file));
     let blake3 = fetch(&ticket, &[]).ok().json["blake3"].as_str().expect("a hash").to_owned();
     fetch(&ticket, &["--expect", &blake3]).ok();
+    // A part proves nothing of the hash of the whole, which the manifest only states.
+    let cat = |expected: &str| {
+        let args = ["cat", &ticket, "--range", "0-9", "--expect", expected];
+        machines.command("f").args(args).output().expect("run distd").status.code()
+    };
+    assert_eq!(cat(&blake3), Some(INTEGRITY));
+    let shown = run(machines.command("f").args(["ticket", "show", &ticket])).ok();
+    assert_eq!(cat(shown.json["manifest"].as_str().expect("an id")), Some(0));
     share.stop().ok();
     fs::remove_file(&out).expect("remove");
     fails(&fetch(&ticket, &[]), NETWORK, "no address of the sharer could be reached");

@@ -109,6 +109,8 @@ impl Files {
         // with an error it would end with one.
         let script = format!(
             "# apt runs this program with an address, and uses the proxy that it prints.\n\
+             # An agent that ends while it is asked must not end this program.\n\
+             trap '' PIPE\n\
              host=${{1#*://}}\n\
              host=${{host%%/*}}\n\
              answer=\n\
@@ -279,9 +281,14 @@ mod tests {
             let mut asked = Vec::new();
             for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 404 Not Found\r\n\r\n", ""] {
                 let (mut stream, _) = listener.accept().expect("a connection");
-                let mut request = [0; 1000];
-                let length = stream.read(&mut request).expect("a request");
-                asked.push(String::from_utf8_lossy(&request[..length]).into_owned());
+                // Line by line, as bash writes it; with a part unread, the end would be a reset.
+                let mut request = String::new();
+                while !request.ends_with("\r\n\r\n") {
+                    let mut some = [0; 1000];
+                    let length = stream.read(&mut some).expect("a request");
+                    request.push_str(&String::from_utf8_lossy(&some[..length]));
+                }
+                asked.push(request);
                 stream.write_all(answer.as_bytes()).expect("write");
             }
             (asked, listener)

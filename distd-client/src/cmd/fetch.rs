@@ -106,7 +106,10 @@ impl AccessArgs {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let access = args.access.access(context)?;
-    let out = args.out.unwrap_or_else(|| default_target(&access.ticket).to_owned());
+    let out = match args.out {
+        Some(out) => out,
+        None => default_target(&access.ticket)?.to_owned(),
+    };
     let target = ArtifactPath::target(&out).map_err(Failure::from)?;
     let seed = |typed: &PathBuf| ArtifactPath::existing(typed, Role::Seed).map(|seed| seed.path().to_owned());
     let seeds: Vec<PathBuf> = args.seed.iter().map(seed).collect::<Result<_, _>>().map_err(Failure::from)?;

@@ -245,6 +245,15 @@ fn outcome(network: &Network, request: &FetchRequest, manifest: &Manifest, start
 }
 
 /// Returns the path that a fetch without `--out` writes: the ticket's name in this directory.
-pub fn default_target(ticket: &SignedTicket) -> &Path {
-    Path::new(ticket.ticket.name.as_str())
+///
+/// # Errors
+/// Failures with [`Code::Usage`] when the name has a meaning to a shell, to other programs or to
+/// distd: whoever made the ticket chose it.
+pub fn default_target(ticket: &SignedTicket) -> anyhow::Result<&Path> {
+    let name = ticket.ticket.name.as_str();
+    if name.starts_with(['.', '-', '~']) || name.contains(".distd") {
+        let error = anyhow!("the ticket names its artifact {name:?}");
+        return Err(Failure::new(Code::Usage, error).next("choose a name yourself: --out PATH").into());
+    }
+    Ok(Path::new(name))
 }

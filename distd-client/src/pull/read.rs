@@ -64,6 +64,12 @@ async fn read_over(
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<ReadOutcome> {
     let manifest = network.manifest_of(request.access.ticket.ticket.manifest, None, &[]).await?;
+    if request.access.expected.is_some_and(|expected| expected != manifest.id().0) {
+        let error = anyhow!("the expected hash is not that of the share's manifest, {}", manifest.id());
+        // The manifest states the hash of the whole, and only reading the whole proves it.
+        let next = "parts are proved by the manifest's id alone: --expect MANIFEST, or use distd fetch";
+        return Err(Failure::new(Code::Integrity, error).next(next).into());
+    }
     check_manifest(&request.access, &manifest)?;
     let reader = Reader { network, table: Arc::new(ChunkTable::of(&manifest)), manifest: &manifest };
     let file = match (manifest.root().kind, &request.path) {

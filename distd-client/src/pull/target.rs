@@ -95,6 +95,8 @@ pub(super) struct FileTarget {
     /// Path of the unfinished file; `None` for a block device.
     part: Option<PathBuf>,
     resumed: bool,
+    /// Whether something was at the target when the pull began.
+    replaces: bool,
     /// Lock of the target, taken before the file is touched.
     _lock: Lock,
 }
@@ -116,7 +118,8 @@ impl FileTarget {
                 let error = anyhow!("{} has {room} bytes, but the artifact has {bytes}", out.display());
                 return Err(Failure::new(Code::Local, error).next("choose a larger install slot").into());
             }
-            return Ok(Self { file, out: out.to_owned(), part: None, resumed: true, _lock: lock });
+            let out = out.to_owned();
+            return Ok(Self { file, out, part: None, resumed: true, replaces: true, _lock: lock });
         }
         let part = staging_path(out);
         if fs::symlink_metadata(&part).is_ok_and(|meta| meta.is_dir()) {
@@ -127,7 +130,8 @@ impl FileTarget {
         file.set_len(bytes)
             .with_context(|| format!("could not size {}", part.display()))
             .map_err(|e| Failure::new(Code::Local, e))?;
-        Ok(Self { file, out: out.to_owned(), part: Some(part), resumed, _lock: lock })
+        let replaces = fs::symlink_metadata(out).is_ok();
+        Ok(Self { file, out: out.to_owned(), part: Some(part), resumed, replaces, _lock: lock })
     }
 
     /// Copies the owner, attributes and mode of the file that is replaced. A file that replaces
@@ -263,18 +267,39 @@ impl Target for FileTarget {
         let place = || -> io::Result<()> {
             let Some(part) = &self.part else { return self.file.sync_all() };
             match fs::symlink_metadata(&self.out) {
+                Ok(_) if !self.replaces => return Err(appeared()),
                 Ok(old) if old.is_file() => self.take_over(&old)?,
                 Ok(_) => return Err(io::Error::other("the target was replaced meanwhile")),
                 Err(_) => {}
             }
             self.file.sync_all()?;
-            fs::rename(part, &self.out)?;
+            match self.replaces {
+                true => fs::rename(part, &self.out)?,
+                false => rename_to_nothing(part, &self.out)?,
+            }
             filesystem::sync_parent(&self.out)
         };
         place()
             .with_context(|| format!("could not put {} in place", self.out.display()))
             .map_err(|e| Failure::new(Code::Local, e))?;
         Ok(InPlace::default())
+    }
+}
+
+/// Somebody else made a file at the target while the pull went on. It is theirs.
+fn appeared() -> io::Error {
+    io::Error::other("a file appeared there meanwhile: move it away and run the same command again")
+}
+
+/// Renames `part` to `out` where nothing is.
+fn rename_to_nothing(part: &Path, out: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, part, CWD, out, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => Err(appeared()),
+        // Not every file system knows the flag; nothing was there a moment ago.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => fs::rename(part, out),
+        done => Ok(done?),
     }
 }
 
@@ -325,5 +350,30 @@ pub(super) fn open(
             Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, root.bytes)?))
         }
         _ => Ok(Box::new(FileTarget::open(out, data, root.bytes)?)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_appears_while_the_pull_goes_on_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (out, data) = (dir.path().join("out"), dir.path().join("data"));
+        let target = FileTarget::open(&out, &data, 4).expect("opens");
+        target.write_at(0, b"ours").expect("written");
+        fs::write(&out, b"mine").expect("written");
+        assert!(target.finish().is_err());
+        assert_eq!(fs::read(&out).expect("there"), b"mine");
+        fs::remove_file(&out).expect("removed");
+        target.finish().expect("in place");
+        assert_eq!(fs::read(&out).expect("there"), b"ours");
+        drop(target);
+
+        let target = FileTarget::open(&out, &data, 4).expect("opens");
+        target.write_at(0, b"next").expect("written");
+        target.finish().expect("what was there at first is replaced");
+        assert_eq!(fs::read(&out).expect("there"), b"next");
     }
 }

@@ -175,7 +175,7 @@ struct Running {
 }
 
 impl Running {
-    fn new(share: Share) -> Self {
+    fn new(data: PathBuf, id: TicketId, share: Share) -> Self {
         let (stop, mut stopped) = watch::channel(false);
         let task = tokio::spawn(async move {
             let told = async move {
@@ -183,6 +183,10 @@ impl Running {
                 let _ = stopped.wait_for(|stop| *stop).await;
             };
             let ended = share.run(told, &|event| tracing::info!(?event, "share")).await;
+            // At once: an agent that is stopped now must not serve it again.
+            if matches!(ended, Ended::Once | Ended::Expired) {
+                forget(&data, id);
+            }
             share.end().await;
             Some(ended)
         });
@@ -203,6 +207,11 @@ pub(crate) async fn serve(
         let look = data.clone();
         let kept = tokio::task::spawn_blocking(move || list(&look)).await.unwrap_or_default();
         failed.retain(|id, _| kept.contains_key(id));
+        // Before others are opened, which may take long.
+        let gone: Vec<TicketId> = running.keys().filter(|id| !kept.contains_key(id)).copied().collect();
+        for id in gone {
+            end(running.remove(&id)).await;
+        }
         for (id, share) in &kept {
             let waits = failed.get(id).is_some_and(|at| at.elapsed() < TRY_AGAIN);
             let is_over = share.signed().is_ok_and(|signed| unix_now() >= signed.ticket.not_after);
@@ -210,7 +219,7 @@ pub(crate) async fn serve(
                 forget(&data, *id);
             } else if !running.contains_key(id) && !waits {
                 match start(&data, *id, share, &ca, upload.clone()).await {
-                    Ok(share) => drop(running.insert(*id, Running::new(share))),
+                    Ok(share) => drop(running.insert(*id, Running::new(data.clone(), *id, share))),
                     Err(error) => {
                         let is_first = failed.insert(*id, Instant::now()).is_none();
                         let error = tracing::field::display(Chain(error.as_ref()));
@@ -222,15 +231,10 @@ pub(crate) async fn serve(
                 }
             }
         }
-        let gone: Vec<TicketId> = running.keys().filter(|id| !kept.contains_key(id)).copied().collect();
-        for id in gone {
-            end(running.remove(&id)).await;
-        }
         let done: Vec<TicketId> =
             running.iter().filter(|(_, share)| share.task.is_finished()).map(|(id, _)| *id).collect();
         for id in done {
             running.remove(&id);
-            forget(&data, id);
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -2,6 +2,7 @@
 //! two spellings of one address are one file.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 /// Longest address that is taken, bytes.
 const ADDRESS_BYTES_MAX: usize = 4096;
@@ -134,7 +135,7 @@ pub(super) fn host_and_port(text: &str, usual: u16) -> Result<(String, u16), Add
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, after) = rest.split_once(']').ok_or(AddressError::Host)?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| AddressError::Host)?;
+            host.parse::<Ipv6Addr>().map_err(|_| AddressError::Host)?;
             match after {
                 "" => (host, None),
                 after => (host, Some(after.strip_prefix(':').ok_or(AddressError::Host)?)),
@@ -152,10 +153,15 @@ pub(super) fn host_and_port(text: &str, usual: u16) -> Result<(String, u16), Add
         }
         Some(_) => return Err(AddressError::Host),
     };
-    let is_v6 = host.contains(':');
+    if host.contains(':') {
+        // An address has many spellings, and one that a list of hosts is compared with.
+        let address: Ipv6Addr = host.parse().map_err(|_| AddressError::Host)?;
+        return Ok((address.to_string(), port));
+    }
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    if host.is_empty() || host.len() > HOST_BYTES_MAX || !(is_v6 || host.bytes().all(is_name)) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| !label.is_empty() && label.bytes().all(is_plain);
+    if host.len() > HOST_BYTES_MAX || !host.split('.').all(is_label) {
         return Err(AddressError::Host);
     }
     Ok((host, port))
@@ -300,6 +306,12 @@ mod tests {
             ("http://h:99999/", "Host"),
             ("http://h:+80/", "Host"),
             ("http://[::1/", "Host"),
+            ("http://[::1%eth0]/", "Host"),
+            ("http://[a:b c]/", "Host"),
+            ("http://[h]/", "Host"),
+            ("http://h../", "Host"),
+            ("http://a..b/", "Host"),
+            ("http://./", "Host"),
             ("http://a b/", "Host"),
             ("http://h/../a", "Path"),
             ("http://h/%2e%2e", "Path"),

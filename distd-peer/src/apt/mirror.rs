@@ -324,8 +324,9 @@ impl Mirrors {
         headers: &HeaderMap,
     ) -> Result<Answer, MirrorError> {
         let mut at = address.clone();
+        let mut headers = headers.clone();
         for _ in 0..=REDIRECTS_MAX {
-            let answer = self.get_one(method, &at, headers).await?;
+            let answer = self.get_one(method, &at, &headers).await?;
             let location = match answer.status.as_u16() {
                 301 | 302 | 303 | 307 | 308 => answer.headers.get(header::LOCATION),
                 _ => return Ok(answer),
@@ -337,6 +338,10 @@ impl Mirrors {
                 return Err(unusable(AddressError::Scheme));
             }
             self.reach.check_redirect(&next)?;
+            // What one host may know of a user is for no other.
+            if (next.is_tls, &next.host, next.port) != (at.is_tls, &at.host, at.port) {
+                headers.remove(header::AUTHORIZATION);
+            }
             at = next;
         }
         Err(MirrorError::Redirects(address.to_string()))
@@ -397,4 +402,45 @@ pub(super) fn stream(answer: Answer) -> impl futures::Stream<Item = io::Result<B
         }
     })
     .fuse()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers one request with `answer`, and returns the request.
+    async fn answer_one(listener: TcpListener, answer: String) -> String {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = String::new();
+        while !request.ends_with("\r\n\r\n") {
+            let mut some = [0; 1000];
+            let length = stream.read(&mut some).await.expect("a request");
+            request.push_str(&String::from_utf8_lossy(&some[..length]));
+        }
+        stream.write_all(answer.as_bytes()).await.expect("written");
+        request.to_lowercase()
+    }
+
+    #[tokio::test]
+    async fn a_password_is_for_the_host_that_was_asked_alone() {
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        let (first, second) = (bind().await.expect("a listener"), bind().await.expect("a listener"));
+        let at = |listener: &TcpListener| listener.local_addr().expect("an address");
+        let (asked, other) = (at(&first), at(&second));
+        let moved = format!("HTTP/1.1 302 Found\r\nLocation: http://{other}/b\r\nContent-Length: 0\r\n\r\n");
+        let first = tokio::spawn(answer_one(first, moved));
+        let second = tokio::spawn(answer_one(second, "HTTP/1.1 204 No Content\r\n\r\n".to_owned()));
+        let private = [asked, other].map(|at| at.to_string().parse().expect("a pattern"));
+        let mirrors = Mirrors::new(Reach::new(&[], &private), Duration::from_secs(10), true);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Basic eA=="));
+        let address = Address::parse(&format!("http://{asked}/a")).expect("an address");
+        let answer = mirrors.get(&Method::GET, &address, &headers).await.expect("an answer");
+        assert_eq!(answer.status.as_u16(), 204);
+        assert!(first.await.expect("asked").contains("authorization: basic"));
+        assert!(!second.await.expect("asked").contains("authorization"));
+    }
 }
