@@ -165,8 +165,9 @@ impl PullRequest {
     /// remembers of the realm is kept apart.
     ///
     /// # Errors
-    /// Failures with [`Code::Integrity`] when the file is damaged, with [`Code::Usage`] when it is
-    /// the bundle of another release, with [`Code::Local`] when a file cannot be read.
+    /// Failures with [`Code::Integrity`](crate::failure::Code::Integrity) when the file is damaged,
+    /// with [`Code::Usage`](crate::failure::Code::Usage) when it is the bundle of another release,
+    /// with [`Code::Local`](crate::failure::Code::Local) when a file cannot be read.
     pub fn from_bundle(mut self, path: &Path, root: Option<&Path>) -> anyhow::Result<Self> {
         let bundle = Arc::new(bundles::open(path)?);
         bundles::check_wanted(bundle.head(), &self.wanted, path)?;

@@ -102,7 +102,7 @@ impl Reach {
     /// port of HTTP.
     ///
     /// # Errors
-    /// [`Unreachable::Host`].
+    /// `Unreachable::Host`.
     pub fn check_redirect(&self, to: &Address) -> Result<(), Unreachable> {
         if to.port == 80 || to.port == 443 || self.allows(&to.host, to.port) {
             return Ok(());
@@ -113,7 +113,7 @@ impl Reach {
     /// Connects to `host`.
     ///
     /// # Errors
-    /// [`Unreachable`].
+    /// `Unreachable`.
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, Unreachable> {
         let name = format!("{host}:{port}");
         let may_be_private = self.private.iter().any(|pattern| pattern.has(host, port));
