@@ -262,7 +262,7 @@ mod tests {
         assert!(matches!(Files::new(Path::new("/etc/a\"b"), listen), Err(EnableError::Path(_))));
     }
 
-    /// What the program prints, and its exit code.
+    /// Output and exit code of the program.
     fn detect(files: &Files, url: &str) -> (String, i32) {
         let output = std::process::Command::new(&files.program).arg(url).output().expect("bash");
         (String::from_utf8_lossy(&output.stdout).trim().to_owned(), output.status.code().unwrap_or(-1))

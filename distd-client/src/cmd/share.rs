@@ -253,7 +253,7 @@ async fn hand_over(context: &Context, share: Share, kept: Kept<'_>) -> anyhow::R
     Ok(())
 }
 
-/// What the agent needs to serve a share.
+/// Parts that the agent needs to serve a share.
 struct Kept<'k> {
     path: &'k Path,
     nodes: Option<Vec<String>>,

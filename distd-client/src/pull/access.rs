@@ -242,7 +242,7 @@ pub(super) async fn shut_out(network: &Network) {
     loop {
         if let Ok(link) = network.parents.link(0).await {
             link.closed().await;
-            // What is asked of a closed connection fails with the reason of its end.
+            // A question on a closed connection fails with the reason of its end.
             let end = link.metadata(Bytes::new()).await;
             if end.is_err_and(|error| is_shut_out(&error)) {
                 return;

@@ -10,16 +10,16 @@ use anyhow::{Context, anyhow};
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
+use distd_core::NodeHash;
 use distd_core::api::BundleMetadata;
 use distd_core::fleet::rollout::RolloutState;
 use distd_core::manifest::{Entry, Kind, Manifest};
 use distd_core::names::{Name, Wanted, patches_target, release_target};
 use distd_core::packing::{PackedChunk, Unpacker};
 use distd_core::planner::{self, HeldIndex};
-use distd_core::proto::frame::{Data, NodeRequest};
+use distd_core::proto::frame::{Data, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
-use distd_core::{ChunkId, NodeHash};
 use distd_peer::bundle::{Bundle, BundleWriter, Head, MAGIC, Release};
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, FetchError, SinkError};
@@ -30,9 +30,10 @@ use distd_peer::trust::tuf::wire::{Answer, Query, ROOTS_PER_ANSWER, role_file, t
 use distd_peer::trust::tuf::{ChannelDoc, Choice, Chosen, Resolved};
 use serde::Serialize;
 
+use super::bundles::timestamp_ends;
 use super::entries::ZeroChunk;
 use super::job::not_fetched;
-use super::patches::{Aim, LinkRate, Offers, Set, held};
+use super::patches::{Aim, LinkRate, Offers, Set};
 use super::request::PullRequest;
 use super::run::{SMALL_SET, received};
 use super::wanted::Session;
@@ -172,10 +173,10 @@ async fn export_by(
         view_memory: pull.view_memory,
         made: unix_now(),
     };
-    progress.begin(plan.packed_guess(), &format!("{product} {}", resolved.version));
     let valid_until =
-        valid_until(&metadata).context("the metadata has no timestamp").map_err(Failure::refused)?;
+        timestamp_ends(&metadata).context("the metadata has no timestamp").map_err(Failure::refused)?;
     let swarms = plan.swarms().await;
+    progress.begin(swarms.iter().map(SwarmPlan::raw_bytes).sum(), &format!("{product} {}", resolved.version));
     let out = request.out.clone();
     let left = match out.clone() {
         Some(out) => tokio::task::spawn_blocking(move || set_aside(&out)).await?.map_err(local)?,
@@ -183,9 +184,7 @@ async fn export_by(
     };
     let writer = open_out(out.as_deref()).and_then(|to| BundleWriter::new(to, &head)).map_err(local)?;
     let sink = Arc::new(BundleSink::new(writer));
-    for answer in &metadata {
-        sink.with(|writer| writer.metadata(answer)).map_err(local)?;
-    }
+    sink.with(|writer| writer.metadata(&metadata)).map_err(local)?;
     let ids: Vec<ManifestId> = swarms.iter().map(|swarm| swarm.manifest.id()).collect();
     // The longer one first: a reader without a choice takes the first.
     for capability in longer.into_iter().chain(session.parents.capabilities().of_any(&ids)) {
@@ -219,6 +218,7 @@ fn local(error: io::Error) -> anyhow::Error {
 /// Chunks and patches that go into a bundle.
 struct Plan {
     manifest: Arc<Manifest>,
+    table: Arc<ChunkTable>,
     before: Option<Arc<Manifest>>,
     offers: Offers,
     /// Chunks of the release.
@@ -229,11 +229,23 @@ struct Plan {
     patches: u64,
 }
 
-/// A manifest, and what of its swarm goes into a bundle.
+/// A manifest, and the part of its swarm that goes into a bundle.
 struct SwarmPlan {
     manifest: Arc<Manifest>,
-    nodes: Vec<distd_core::proto::frame::Node>,
+    table: Arc<ChunkTable>,
+    nodes: Vec<Node>,
     chunks: ChunkRanges,
+}
+
+impl SwarmPlan {
+    /// Bytes of the chunks, unpacked.
+    fn raw_bytes(&self) -> u64 {
+        raw_bytes(&self.table, &self.chunks)
+    }
+}
+
+fn raw_bytes(table: &ChunkTable, chunks: &ChunkRanges) -> u64 {
+    chunks.ids().filter_map(|id| table.get(id)).map(|entry| u64::from(entry.len)).sum()
 }
 
 impl Plan {
@@ -259,8 +271,8 @@ impl Plan {
         let plan = planner::plan(&manifest, FetchConfig::default().batch_chunks, |at| {
             zero.is(at) || index.find(&at.entry.hash, at.entry.len).is_some()
         });
-        let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
         let mut this = Self {
+            table: Arc::new(ChunkTable::of(&manifest)),
             manifest: Arc::new(manifest),
             before: before.map(Arc::new),
             chunks: plan.fetch,
@@ -269,15 +281,9 @@ impl Plan {
             offers,
         };
         if !this.offers.sets.is_empty() {
-            let (table, bases) = (ChunkTable::of(&this.manifest), this.offers.bases());
             let before: Vec<&Manifest> = this.before.as_deref().into_iter().collect();
-            let seeds = ChunkTable::of_those(&before, |id| bases.contains(id));
-            let tables = [Arc::new(table), Arc::new(seeds)];
-            let is_held = |id| {
-                held(&index, &tables, id).is_some()
-                    || (tables[0].get(id).is_some() && !this.chunks.contains(id))
-            };
-            let choice = this.offers.choose(&wanted, is_held, |_, _| false, LinkRate::unknown());
+            let missing = (&this.table, &this.chunks);
+            let choice = this.offers.choose_before(missing, (&before, &index), LinkRate::unknown());
             // A device makes the manifest from a small set, and needs all of it.
             let small =
                 this.offers.sets.iter().map(|set| set.manifest.root().bytes).sum::<u64>() <= SMALL_SET;
@@ -298,17 +304,6 @@ impl Plan {
         Ok(this)
     }
 
-    /// Bytes that the bundle will have, roughly: raw bytes of what it holds.
-    fn packed_guess(&self) -> u64 {
-        let table = ChunkTable::of(&self.manifest);
-        let raw = |ids: &ChunkRanges, table: &ChunkTable| {
-            ids.ids().filter_map(|id| table.get(id)).map(|entry| u64::from(entry.len)).sum::<u64>()
-        };
-        let sets = self.offers.sets.iter().zip(&self.payloads);
-        raw(&self.chunks, &table)
-            + sets.map(|(set, payloads)| raw(payloads, &ChunkTable::of(&set.manifest))).sum::<u64>()
-    }
-
     /// Swarms of the bundle, that of the release first.
     async fn swarms(&self) -> Vec<SwarmPlan> {
         let before = self.before.clone();
@@ -318,8 +313,8 @@ impl Plan {
             hashes: vec![NodeHash(self.manifest.id().0)],
         };
         let nodes = answer_nodes(&self.manifest, &request, find).await.nodes;
-        let mut swarms =
-            vec![SwarmPlan { manifest: self.manifest.clone(), nodes, chunks: self.chunks.clone() }];
+        let (manifest, table) = (self.manifest.clone(), self.table.clone());
+        let mut swarms = vec![SwarmPlan { manifest, table, nodes, chunks: self.chunks.clone() }];
         for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
             if payloads.is_empty() {
                 continue;
@@ -328,7 +323,8 @@ impl Plan {
             let nodes = answer_nodes(&set.manifest, &request, |_| std::future::ready(None)).await.nodes;
             let mut chunks = index_chunks(set);
             chunks.extend(payloads);
-            swarms.push(SwarmPlan { manifest: set.manifest.clone(), nodes, chunks });
+            let table = Arc::new(ChunkTable::of(&set.manifest));
+            swarms.push(SwarmPlan { manifest: set.manifest.clone(), table, nodes, chunks });
         }
         swarms
     }
@@ -340,64 +336,66 @@ fn index_chunks(set: &Set) -> ChunkRanges {
     set.manifest.entries().take_while(|at| at.offset < index_bytes).map(|at| at.entry.id).collect()
 }
 
+/// Signed metadata: files by their names in the repository.
+type MetadataFiles = Vec<(String, Bytes)>;
+
 /// Fetches all signed metadata that a device without any needs for the release: the roots after the
 /// first one, and what leads to the targets.
 async fn fetch_metadata(
     session: &Session,
     wanted: &Wanted,
     resolved: &Resolved,
-) -> anyhow::Result<Vec<Bytes>> {
+) -> anyhow::Result<MetadataFiles> {
     let product = wanted.product();
     let release = Wanted::Release { product: product.clone(), version: resolved.version.clone() };
     let mut targets = vec![wanted.target_name(), release.target_name(), patches_target(product)];
     targets.dedup();
     let mut question = Query { root: 1, latest: true, on_path: true, targets, ..Query::default() };
-    let mut answers = Vec::new();
+    let mut files = Vec::new();
     for _ in 0..ROOT_ROUNDS {
         let link = session.parents.any_link().await;
         let asking = async { Ok::<_, anyhow::Error>(link?.metadata(question.encode().into()).await?) };
         let answer = asking.await.map_err(|error| Failure::new(Code::Network, error))?;
-        let files = Answer::decode(&answer).map_err(|error| Failure::refused(error.into()))?.files;
-        answers.push(answer);
-        let newest = files.iter().filter_map(|(name, _)| role_file(name)).filter(|(role, _)| *role == "root");
-        match newest.map(|(_, version)| version).max() {
+        let answer = Answer::decode(&answer).map_err(|error| Failure::refused(error.into()))?;
+        files.extend(answer.files);
+        let roles = files.iter().filter_map(|(name, _)| role_file(name));
+        match roles.filter(|(role, _)| *role == "root").map(|(_, version)| version).max() {
             Some(newest) if newest >= question.root + ROOTS_PER_ANSWER => {
                 question = Query { root: newest, ..Query::default() };
             }
             _ => break,
         }
     }
-    Ok(answers)
+    Ok(files)
 }
 
 /// Times that longer metadata is signed again because something was published meanwhile.
 const LONGER_TRIES: u32 = 3;
 
 /// Fetches the metadata for a bundle, and has a part of it signed for longer, if that is wanted.
-/// Returns answers of the metadata exchange, and the longer capability.
+/// Returns also the longer capability.
 async fn all_metadata(
     session: &Session,
     request: &ExportRequest,
     resolved: &Resolved,
-) -> anyhow::Result<(Vec<Bytes>, Option<Bytes>)> {
+) -> anyhow::Result<(MetadataFiles, Option<Bytes>)> {
     let wanted = &request.pull.wanted;
     let Some(longer) = &request.longer else {
         return Ok((fetch_metadata(session, wanted, resolved).await?, None));
     };
     for _ in 0..LONGER_TRIES {
         let signed = longer.sign(wanted.product(), &resolved.version).await?;
-        let answers = fetch_metadata(session, wanted, resolved).await?;
-        let files = answers.iter().filter_map(|answer| Answer::decode(answer).ok()).flat_map(|a| a.files);
-        let (dated, mut files): (Vec<_>, Vec<_>) = files.partition(|(name, _)| is_dated(name));
+        let files = fetch_metadata(session, wanted, resolved).await?;
+        let (dated, mut files): (Vec<_>, Vec<_>) = files.into_iter().partition(|(name, _)| is_dated(name));
         let fetched = dated.iter().find(|(name, _)| name.ends_with(".snapshot.json"));
-        // What was published in between is in the roles that were fetched.
+        // The roles that were fetched have whatever was published in between.
         if fetched.is_none_or(|(_, bytes)| listed(bytes) != listed(signed.snapshot.as_bytes())) {
             continue;
         }
         files.push((signed.snapshot_name, signed.snapshot.into()));
         files.push(("timestamp.json".to_owned(), signed.timestamp.into()));
         let capability = hex::decode(&signed.capability).map_err(|error| Failure::refused(error.into()))?;
-        return Ok((vec![Answer { files }.encode().into()], Some(capability.into())));
+        return Ok((files, Some(capability.into())));
     }
     let error = anyhow!("something was published each time that metadata was signed");
     Err(Failure::new(Code::Conflict, error).next("run the same command again").into())
@@ -406,13 +404,11 @@ async fn all_metadata(
 /// Checks that the metadata still leads to the release that was planned: a channel may have moved
 /// meanwhile.
 fn check_metadata(
-    answers: &[Bytes],
+    files: &[(String, Bytes)],
     wanted: &Wanted,
     resolved: &Resolved,
     choose: &(dyn Fn(&ChannelDoc) -> Choice + Send + Sync),
 ) -> anyhow::Result<()> {
-    let files: Vec<(String, Bytes)> =
-        answers.iter().filter_map(|answer| Answer::decode(answer).ok()).flat_map(|a| a.files).collect();
     let target = |name: &str| {
         files.iter().find(|(path, _)| target_of(path).as_deref() == Some(name)).map(|(_, bytes)| bytes)
     };
@@ -446,12 +442,6 @@ fn is_dated(name: &str) -> bool {
 fn listed(snapshot: &[u8]) -> Option<serde_json::Value> {
     let mut json: serde_json::Value = serde_json::from_slice(snapshot).ok()?;
     Some(json.get_mut("signed")?.get_mut("meta")?.take())
-}
-
-/// Time at which the timestamp in the metadata ends, unix seconds.
-fn valid_until(answers: &[Bytes]) -> Option<u64> {
-    let files = answers.iter().filter_map(|answer| Answer::decode(answer).ok()).flat_map(|a| a.files);
-    super::bundles::timestamp_ends(&files.collect::<Vec<_>>())
 }
 
 fn with_suffix(out: &Path, suffix: &str) -> PathBuf {
@@ -542,14 +532,13 @@ async fn write_swarm(
     left: Option<&Path>,
     progress: &dyn Progress,
 ) -> anyhow::Result<u64> {
-    let SwarmPlan { manifest, nodes, chunks } = swarm;
+    let SwarmPlan { manifest, table, nodes, chunks } = swarm;
     let id = manifest.id();
     sink.with(|writer| {
         writer.swarm(id)?;
         nodes.iter().try_for_each(|node| writer.node(node))
     })
     .map_err(local)?;
-    let table = Arc::new(ChunkTable::of(&manifest));
     sink.begin(chunks);
     let (salvaging, from, known) = (sink.clone(), left.map(Path::to_owned), table.clone());
     let salvage = tokio::task::spawn_blocking(move || {
@@ -582,8 +571,7 @@ async fn write_swarm(
     if !sink.open().is_empty() {
         return Err(local(io::Error::other("chunks that were fetched are not in the bundle")));
     }
-    let raw = wanted.ids().filter_map(|id| table.get(id)).map(|entry| u64::from(entry.len)).sum();
-    progress.add(raw);
+    progress.add(raw_bytes(&table, &wanted));
     Ok(kept)
 }
 

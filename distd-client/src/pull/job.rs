@@ -23,7 +23,7 @@ use super::check::hash_medium;
 use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
-use super::network::{Network, PATIENCE};
+use super::network::{Network, PATIENCE, Silent};
 use super::patches::{
     Applied, Arrivals, LinkRate, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
 };
@@ -49,10 +49,14 @@ enum Patches {
     All,
 }
 
-/// Nothing came for a while.
-#[derive(Debug, thiserror::Error)]
-#[error("nothing came for {} s", PATIENCE.as_secs())]
-struct Silent;
+/// Terms of one fetch of chunks.
+#[derive(Clone, Copy, Default)]
+struct FetchTerms<'a> {
+    /// Patches that wait for a chunk as their base.
+    arrivals: Option<&'a Arc<Arrivals>>,
+    /// Time for which nothing at all may come, if there is another way to the chunks.
+    patience: Option<Duration>,
+}
 
 /// Whether chunks did not come because nobody has them, or nobody sends them.
 fn is_unavailable(error: &anyhow::Error) -> bool {
@@ -248,7 +252,7 @@ impl Job {
             missing.extend(copying.await?.map_err(write_failed)?.failed);
         }
         let placer = self.placer(&missing);
-        self.fetch(network, &placer, &placer.ids(), (None, None)).await
+        self.fetch(network, &placer, &placer.ids(), FetchTerms::default()).await
     }
 
     fn is_done(&self, position: Position) -> bool {
@@ -300,7 +304,7 @@ impl Job {
                     "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
-                self.fetch(network, &placer, &placer.ids(), (None, None)).await?;
+                self.fetch(network, &placer, &placer.ids(), FetchTerms::default()).await?;
             }
             anyhow::Ok(())
         };
@@ -357,7 +361,7 @@ impl Job {
         }
         if self.offers.sets.is_empty() {
             let placer = self.placer(missing);
-            return self.fetch(network, &placer, &placer.ids(), (None, None)).await;
+            return self.fetch(network, &placer, &placer.ids(), FetchTerms::default()).await;
         }
         match self.bring_by(network, missing, Patches::WorthIt).await {
             Err(error) if is_unavailable(&error) => {
@@ -410,7 +414,8 @@ impl Job {
             work.transient.remove();
             applied
         });
-        let chunks = self.fetch(network, &placer, &choice.chunks, (Some(&arrivals), patience));
+        let terms = FetchTerms { arrivals: Some(&arrivals), patience };
+        let chunks = self.fetch(network, &placer, &choice.chunks, terms);
         let payloads = self.fetch_payloads(network, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
         // Payloads and bases that have not arrived by now will not arrive.
@@ -424,7 +429,7 @@ impl Job {
                 chunks = applied.missing.len(),
                 "patches failed; fetching their chunks"
             );
-            self.fetch(network, &placer, &applied.missing, (None, patience)).await?;
+            self.fetch(network, &placer, &applied.missing, FetchTerms { arrivals: None, patience }).await?;
         }
         Ok(())
     }
@@ -450,10 +455,8 @@ impl Job {
             let table = Arc::new(ChunkTable::of(&set.manifest));
             let (id, published) = (set.manifest.id(), published.as_ref());
             let fetching = network.fetch(id, table, sink.clone(), wanted, published);
-            let fetched = tokio::select! {
-                fetched = fetching => fetched.map_err(anyhow::Error::from),
-                () = network.silent_for(Some(PATIENCE), || self.patch_bytes()) => Err(Silent.into()),
-            };
+            let fetched = network.unless_silent(Some(PATIENCE), || self.patch_bytes(), fetching).await;
+            let fetched = fetched.map_err(anyhow::Error::from).and_then(|fetched| Ok(fetched?));
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
@@ -462,15 +465,15 @@ impl Job {
         }
     }
 
-    /// Fetches chunks and puts them in place. `patience`: how long nothing at all may come, if
-    /// there is another way.
+    /// Fetches chunks and puts them in place.
     async fn fetch(
         &self,
         network: &Network,
         placer: &Arc<Placer>,
         ids: &[ChunkId],
-        (arrivals, patience): (Option<&Arc<Arrivals>>, Option<Duration>),
+        terms: FetchTerms<'_>,
     ) -> anyhow::Result<()> {
+        let FetchTerms { arrivals, patience } = terms;
         if ids.is_empty() {
             return Ok(());
         }
@@ -480,12 +483,9 @@ impl Job {
         let published = self.published.first().and_then(Option::as_ref);
         let fetching = network.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published);
         let arrived = || sink.chunk_bytes.load(Ordering::Relaxed) + self.patch_bytes();
-        let result = tokio::select! {
-            result = fetching => Some(result),
-            () = network.silent_for(patience, arrived) => None,
-        };
+        let result = network.unless_silent(patience, arrived, fetching).await;
         {
-            // What came, also of a fetch that was given up.
+            // A fetch that was given up counts with the chunks that came.
             let came = sink.received.chunks();
             let raw = came.ids().filter_map(|id| self.table.get(id)).map(|entry| u64::from(entry.len));
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -495,8 +495,7 @@ impl Job {
             counts.repeated_bytes += placer.repeated_bytes() - repeated_before;
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
         }
-        let Some(result) = result else { return Err(Silent.into()) };
-        result.map_err(|error| match error {
+        result?.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),
             error => not_fetched(network, error),
         })

@@ -34,6 +34,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// 10 s that its parent sends nothing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Nothing came for a while.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing came for {} s", PATIENCE.as_secs())]
+pub(super) struct Silent;
+
 /// Bytes that peers send about chunks that they do not have, within the patience of a pull.
 const SMALL_TALK: u64 = 8 << 10;
 
@@ -68,7 +73,7 @@ impl Network {
         Self { parents, endpoint: None, lateral: None, download: None, bundle: None }
     }
 
-    /// What to do when chunks or nodes could not be had.
+    /// Advice for a user whose chunks or nodes could not be had.
     pub(super) fn advice(&self) -> String {
         match &self.bundle {
             Some(bundle) => bundles::advice(bundle.head()),
@@ -145,9 +150,25 @@ impl Network {
         Err(Failure::new(code, last.context("could not get the manifest")).next(self.advice()).into())
     }
 
-    /// Returns when nothing has come for a time; never without one. `arrived` counts the bytes of
-    /// chunks; a chunk that is on its way counts too.
-    pub(super) async fn silent_for(&self, patience: Option<Duration>, arrived: impl Fn() -> u64) {
+    /// Does `work` until it is done, or until nothing has come for `patience`. `arrived` counts the
+    /// bytes of chunks; a chunk that is on its way counts too.
+    ///
+    /// # Errors
+    /// [`Silent`].
+    pub(super) async fn unless_silent<T>(
+        &self,
+        patience: Option<Duration>,
+        arrived: impl Fn() -> u64,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Silent> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.silent_for(patience, arrived) => Err(Silent),
+        }
+    }
+
+    /// Returns when nothing has come for a time; never without one.
+    async fn silent_for(&self, patience: Option<Duration>, arrived: impl Fn() -> u64) {
         let Some(patience) = patience else { return std::future::pending().await };
         let (mut before, mut wire, mut since) = (arrived(), received(self), Instant::now());
         while since.elapsed() < patience {

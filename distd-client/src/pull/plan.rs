@@ -15,7 +15,6 @@ use distd_peer::table::ChunkTable;
 
 use super::entries::ZeroChunk;
 use super::kept::{is_block_device, staging_path};
-use super::patches::held;
 use super::report::{PlanReport, SourcePlan};
 use super::request::PullRequest;
 use super::run::{ask, prepare, received};
@@ -70,19 +69,13 @@ pub async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
             || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
             || in_place.as_mut().is_some_and(|there| there.has(at))
     });
-    let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
     let choice = if prepared.offers.sets.is_empty() {
-        Choice { chunks: wanted, ..Choice::default() }
+        Choice { chunks: plan.fetch.ids().collect(), ..Choice::default() }
     } else {
-        let (table, bases) = (ChunkTable::of(&prepared.manifest), prepared.offers.bases());
-        let seeds = ChunkTable::of_those(&prepared.seeds.held_manifests(), |id| bases.contains(id));
-        let tables = [Arc::new(table), Arc::new(seeds)];
-        let held_here = |id| {
-            held(&prepared.index, &tables, id).is_some()
-                || (tables[0].get(id).is_some() && !plan.fetch.contains(id))
-        };
-        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false, prepared.link);
-        let raw = |id: &ChunkId| tables[0].get(*id).map_or(0, |entry| u64::from(entry.len));
+        let table = Arc::new(ChunkTable::of(&prepared.manifest));
+        let held = (&prepared.seeds.held_manifests()[..], &*prepared.index);
+        let choice = prepared.offers.choose_before((&table, &plan.fetch), held, prepared.link);
+        let raw = |id: &ChunkId| table.get(*id).map_or(0, |entry| u64::from(entry.len));
         plan.fetch_raw_bytes = choice.chunks.iter().map(raw).sum();
         choice
     };

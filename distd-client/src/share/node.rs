@@ -64,8 +64,8 @@ impl DeviceNode {
             let next = "enrol it: distd enroll --parent HOST:PORT --token-file FILE";
             return Err(Failure::new(Code::Refused, error).next(next).into());
         }
-        // What comes from a file is verified by the realm's signatures, whoever this device is by
-        // now.
+        // A parent that is a file asks for no certificate: the device verifies the realm's
+        // signatures.
         if identity.needs_renewal(unix_now())
             && !asks_nobody
             && let Err(error) = enrollment::renew(&mut identity, &parents, &outbound).await

@@ -71,11 +71,11 @@ pub struct ShareRequest {
 /// Event of a running share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareEvent {
-    /// So many certificates were given to fetchers so far.
+    /// Number of certificates that fetchers were given so far.
     Admitted(u64),
-    /// So many fetchers have the whole artifact.
+    /// Number of fetchers that have the whole artifact.
     Completed(u64),
-    /// So many chunks no longer match and are not served.
+    /// Number of chunks that no longer match and are not served.
     Changed(u64),
 }
 

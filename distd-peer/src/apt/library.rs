@@ -1,4 +1,4 @@
-//! What the proxy knows of repositories: the tables of names of their indexes.
+//! Tables of the names in repositories' indexes, by which the proxy knows files.
 
 use std::fs;
 use std::io;

@@ -338,7 +338,7 @@ impl Mirrors {
                 return Err(unusable(AddressError::Scheme));
             }
             self.reach.check_redirect(&next)?;
-            // What one host may know of a user is for no other.
+            // A password that one host may know is for no other.
             if (next.is_tls, &next.host, next.port) != (at.is_tls, &at.host, at.port) {
                 headers.remove(header::AUTHORIZATION);
             }

@@ -207,7 +207,7 @@ impl Proxy {
             return self.give_neighbour(method, headers).await;
         }
         let answered = if headers.contains_key(header::AUTHORIZATION) {
-            // What a repository gives to one user is for nobody else.
+            // A file that a repository gives to one user is for nobody else.
             self.pass_through(method, &address, headers).await
         } else if is_release(address.name()) {
             self.release(&address).await.map(|release| {

@@ -41,7 +41,7 @@ pub(super) struct Head {
     pub indexes: Vec<String>,
 }
 
-/// What a table says of a file.
+/// Entry of a table about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
     /// Its sum.

@@ -22,7 +22,7 @@ use super::counters::count;
 use super::{Asker, Proxy, Reply};
 use crate::clock::unix_now;
 use crate::gateway::{Body, Refusal};
-use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, stopped};
+use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, serve_until};
 use crate::trust::tls::identity_in;
 
 /// Longest time for a request's head, which is also how long an idle connection stays open.
@@ -135,14 +135,7 @@ async fn requests(
     let mut server = hyper::server::conn::http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(BUFFER_BYTES);
     let connection = server.serve_connection(TokioIo::new(Unstalled::new(stream)), service).with_upgrades();
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
+    let result = serve_until(connection, &mut stop, |connection| connection.graceful_shutdown()).await;
     if let Err(error) = result {
         tracing::debug!(%from, error = %Chain(&error), "connection of a client of apt's proxy ended");
     }

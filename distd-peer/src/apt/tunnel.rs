@@ -130,7 +130,7 @@ impl Proxy {
             () = idle => count(&self.counters.tunnels_idle),
             () = async {
                 stopped(&mut stop).await;
-                // What is under way may end.
+                // A transfer that is under way may end.
                 tokio::time::sleep(DRAIN).await;
             } => {}
         }

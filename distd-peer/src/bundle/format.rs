@@ -35,6 +35,9 @@ pub(super) const NODES_MAX: u64 = 1 << 20;
 /// Most bytes of metadata, unpacked: that of 10 000 releases takes a twentieth.
 pub(super) const METADATA_BYTES_MAX: usize = 32 << 20;
 
+/// Bytes of metadata in one piece, unpacked: a file is smaller.
+pub(super) const METADATA_PIECE: usize = 4 << 20;
+
 /// Most pieces of metadata and most capabilities: a realm changes its root keys rarely.
 pub(super) const ANSWERS_MAX: usize = 64;
 

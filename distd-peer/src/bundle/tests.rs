@@ -7,7 +7,6 @@ use distd_core::{ChunkId, ManifestId, NodeHash};
 use proptest::prelude::*;
 
 use super::*;
-use crate::trust::tuf::wire::Answer;
 
 fn head(since: bool) -> Head {
     let release = |version: &str, byte| Release {
@@ -37,7 +36,7 @@ fn sample() -> Vec<u8> {
     let metadata = [("timestamp.json", r#"{"signed":{"version":7}}"#)];
     let files = metadata.map(|(name, text)| (name.to_owned(), Bytes::from_static(text.as_bytes())));
     let mut writer = BundleWriter::new(Vec::new(), &head(true)).expect("memory");
-    writer.metadata(&Answer { files: files.to_vec() }.encode()).expect("memory");
+    writer.metadata(&files).expect("memory");
     writer.capability(b"of any").expect("memory");
     writer.swarm(ManifestId([2; 32])).expect("memory");
     writer.node(&node(ROOT_LEVEL, b"root")).expect("memory");
@@ -112,11 +111,22 @@ fn every_shortened_bundle_is_refused() {
 }
 
 #[test]
+fn much_metadata_is_written_in_pieces_that_are_read() {
+    let file = |n: usize| (format!("{n}.role.json"), Bytes::from(vec![b'x'; 1 << 20]));
+    let files: Vec<_> = (0..20).map(file).collect();
+    let mut writer = BundleWriter::new(Vec::new(), &head(false)).expect("memory");
+    writer.metadata(&files).expect("memory");
+    writer.swarm(ManifestId([2; 32])).expect("memory");
+    let written = write(&writer.finish().expect("memory").0);
+    assert_eq!(Bundle::open(&written.path).expect("a bundle").metadata(), files);
+}
+
+#[test]
 fn a_metadata_file_that_comes_twice_is_refused() {
     let file = |text: &'static str| ("timestamp.json".to_owned(), Bytes::from_static(text.as_bytes()));
     let mut writer = BundleWriter::new(Vec::new(), &head(false)).expect("memory");
-    writer.metadata(&Answer { files: vec![file("{}")] }.encode()).expect("memory");
-    writer.metadata(&Answer { files: vec![file("[]")] }.encode()).expect("memory");
+    writer.metadata(&[file("{}")]).expect("memory");
+    writer.metadata(&[file("[]")]).expect("memory");
     writer.swarm(ManifestId([2; 32])).expect("memory");
     let written = write(&writer.finish().expect("memory").0);
     assert!(matches!(Bundle::open(&written.path), Err(BundleError::Malformed(why)) if why.contains("twice")));

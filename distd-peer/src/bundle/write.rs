@@ -2,10 +2,12 @@
 
 use std::io::{self, Write};
 
+use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::proto::frame::{Data, Node};
 
-use super::format::{CHUNKS_MAX, Head, Kind, MAGIC};
+use super::format::{CHUNKS_MAX, Head, Kind, MAGIC, METADATA_PIECE};
+use crate::trust::tuf::wire::Answer;
 
 /// Writer of one bundle. A file without [`Self::finish`] is refused by every reader.
 pub struct BundleWriter<W: Write> {
@@ -29,12 +31,22 @@ impl<W: Write> BundleWriter<W> {
         Ok(this)
     }
 
-    /// Adds a part of the signed metadata: an encoded [`Answer`](crate::trust::tuf::wire::Answer).
+    /// Adds signed metadata: files by their names in the repository, in pieces that a reader
+    /// unpacks.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn metadata(&mut self, answer: &[u8]) -> io::Result<()> {
-        self.record(Kind::Metadata, &[answer])
+    pub fn metadata(&mut self, files: &[(String, Bytes)]) -> io::Result<()> {
+        let (mut piece, mut len) = (Answer::default(), 0);
+        for (name, bytes) in files {
+            if len + bytes.len() > METADATA_PIECE && !piece.files.is_empty() {
+                self.record(Kind::Metadata, &[&std::mem::take(&mut piece).encode()])?;
+                len = 0;
+            }
+            len += bytes.len();
+            piece.files.push((name.clone(), bytes.clone()));
+        }
+        self.record(Kind::Metadata, &[&piece.encode()])
     }
 
     /// Adds a capability of any node.

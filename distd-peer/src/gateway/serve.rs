@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Address, Body, Caller, Refusal, Releases, Remembered, Tokens, answer, shown_token};
-use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, stopped};
+use crate::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, serve_until};
 
 /// Longest time for a request's head, which is also how long an idle connection stays open.
 const HEAD: Duration = Duration::from_secs(60);
@@ -210,14 +210,7 @@ async fn requests(
         .max_concurrent_streams(STREAMS_MAX)
         .max_send_buf_size(SEND_BUFFER_BYTES);
     let connection = server.serve_connection(TokioIo::new(Unstalled::new(stream)), service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
+    let result = serve_until(connection, &mut stop, |connection| connection.graceful_shutdown()).await;
     if let Err(error) = result {
         tracing::debug!(%from, error = %Chain(&*error), "connection of the gateway ended");
     }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,8 +89,23 @@ pub async fn accept(
 }
 
 /// Waits until a server stops. A dropped sender means the same.
-pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Serves a connection until its end. Once `stop` becomes true, `shut_down` tells the connection to
+/// end after the request under way.
+pub async fn serve_until<C: Future>(
+    connection: C,
+    stop: &mut watch::Receiver<bool>,
+    shut_down: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = stopped(stop) => shut_down(connection.as_mut()),
+    }
+    connection.await
 }
 
 /// Does the TLS handshake of a connection.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use distd_core::error::Chain;
-use distd_peer::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, stopped};
+use distd_peer::listener::{Authenticated, ConnectionServer, Unstalled, accept, secured, serve_until};
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -100,14 +100,7 @@ async fn requests(
         .header_read_timeout(HEAD)
         .max_buf_size(BUFFER_BYTES)
         .serve_connection(io, service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
+    let result = serve_until(connection, &mut stop, |connection| connection.graceful_shutdown()).await;
     if let Err(error) = result {
         tracing::debug!(error = %Chain(&error), "connection ended");
     }

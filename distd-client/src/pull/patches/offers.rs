@@ -9,12 +9,14 @@ use distd_core::error::Chain;
 use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, Terms, choose, route};
+use distd_core::planner::HeldIndex;
 use distd_core::ranges::ChunkRanges;
 use distd_peer::bundle::Bundle;
 use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::PatchSetRef;
 
+use super::apply::held;
 use crate::pull::network::Network;
 
 /// Largest packed index read, in bytes: that of a set over some two million chunks. Larger sets are
@@ -152,6 +154,23 @@ impl Offers {
     pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
         let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
         choose(wanted, held, &self.offered(&costs), self.terms(Optimize::Bytes))
+    }
+
+    /// Returns the patches worth fetching for a release of which nothing is transferred yet.
+    /// `table` lists its chunks; those of `missing` are wanted, and all others are in place. `seeds`
+    /// are the manifests of held releases, and `index` has their chunks.
+    pub(in crate::pull) fn choose_before(
+        &self,
+        (table, missing): (&Arc<ChunkTable>, &ChunkRanges),
+        (seeds, index): (&[&Manifest], &HeldIndex),
+        link: LinkRate,
+    ) -> Choice {
+        let wanted: Vec<ChunkId> = missing.ids().collect();
+        let bases = self.bases();
+        let tables = [table.clone(), Arc::new(ChunkTable::of_those(seeds, |id| bases.contains(id)))];
+        let held_here =
+            |id| held(index, &tables, id).is_some() || (table.get(id).is_some() && !missing.contains(id));
+        self.choose(&wanted, held_here, |_, _| false, link)
     }
 
     /// Returns all patches that yield `wanted` chunks (sorted), whatever they cost, as long as

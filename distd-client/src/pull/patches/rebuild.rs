@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use distd_core::manifest::{Builder, Entry, Manifest, Root};
 use distd_core::patch::{Method, Outline, PatchChunkId};
 use distd_core::planner::HeldIndex;
@@ -121,10 +121,8 @@ pub(in crate::pull) async fn rebuild(
         let fetching = network.fetch(set.manifest.id(), table, sink, fetch, published.as_ref());
         let arrived = || payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
         // Without the outline there is another way to the manifest.
-        tokio::select! {
-            fetched = fetching => fetched.map_err(anyhow::Error::from),
-            () = network.silent_for(Some(PATIENCE), arrived) => Err(anyhow!("its payloads do not come")),
-        }
+        let fetched = network.unless_silent(Some(PATIENCE), arrived, fetching).await;
+        fetched.map_err(anyhow::Error::from).and_then(|fetched| Ok(fetched?))
     };
     arrivals.all_fetched();
     let (applied, transient) = applying.await?;
