@@ -84,6 +84,9 @@ pub struct Values {
     pub ddi_url: String,
     /// Time between two polls of a DDI device.
     pub ddi_poll: Duration,
+    /// File with the settings of the OpenID provider; `None` where people sign in by API token
+    /// alone.
+    pub oidc: Option<PathBuf>,
     /// Validity of node certificates.
     pub cert_validity: Duration,
     /// Validity of the capabilities of nodes.
@@ -135,6 +138,7 @@ impl Default for Values {
             ddi: false,
             ddi_url: String::new(),
             ddi_poll: DDI_POLL,
+            oidc: None,
             cert_validity,
             bundle_validity,
             capability_validity,
@@ -287,6 +291,17 @@ pub const TABLE: Table<Values> = Table {
             help: "Time between two polls of a DDI device, `10s` to `24h`",
             set: |s, text| parse_poll(text).map(|poll| s.ddi_poll = poll),
             show: |s| Shown::Text(format!("{}s", s.ddi_poll.as_secs())),
+        },
+        Setting {
+            key: "oidc",
+            option: "oidc",
+            variable: "DISTD_SERVER_OIDC",
+            value: "FILE",
+            several: false,
+            default: "none",
+            help: "Settings of the OpenID provider at which people sign in to the web page (web.md), mode 0600",
+            set: |s, text| filled(text, "file").map(|path| s.oidc = Some(path)),
+            show: |s| Shown::Text(s.oidc.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
         },
         Setting {
             key: "cert_validity",

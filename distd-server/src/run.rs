@@ -34,6 +34,9 @@ pub const STOP: Duration = Duration::from_secs(10);
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
 
+/// Time between two tries to count the devices of each version.
+const HISTORY: Duration = Duration::from_secs(60);
+
 /// Time between two readings of the name of the store's owner. With [`STOP`] this bounds the time
 /// for which an overtaken origin still serves.
 const OWNER_EVERY: Duration = Duration::from_secs(10);
@@ -80,6 +83,10 @@ pub enum StartError {
     /// The TLS configuration cannot be made.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The settings of the OpenID provider cannot be used.
+    #[cfg(feature = "ui")]
+    #[error(transparent)]
+    Provider(#[from] http::ProviderError),
     /// Plain HTTP where others could read it.
     #[error("plain HTTP only on a loopback address, not on {0}")]
     PlainHttp(SocketAddr),
@@ -164,6 +171,12 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
 
+    let options = http::HttpOptions {
+        ddi: settings.ddi_options(http),
+        #[cfg(feature = "ui")]
+        provider: settings.oidc.as_deref().map(http::Provider::open).transpose()?,
+    };
+
     // Nothing can keep this process from serving any more: only now are objects deleted.
     origin.sweep_at_start().await?;
 
@@ -173,7 +186,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     let news = Some(origin.news().clone());
     let serve = ServeConfig { sites: Some(sites), revoked, news, ..ServeConfig::default() };
     let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
-    let app = App::new(origin.clone(), server.counters.clone(), settings.ddi_options(http));
+    let app = App::new(origin.clone(), server.counters.clone(), options);
     let nodes_tls = https_parent(credentials.clone(), ca)?;
     let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
     let (stop, stopped) = watch::channel(false);
@@ -187,13 +200,15 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         quic_task: tokio::spawn(server.clone().run(endpoint.clone())),
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
         maintenance: {
-            let (origin, same, driven) = (origin.clone(), origin.clone(), origin.clone());
+            let (origin, same, driven, counted) =
+                (origin.clone(), origin.clone(), origin.clone(), origin.clone());
             tokio::spawn(async move {
                 tokio::join!(
                     maintain(origin),
                     watch(same.clone()),
                     watch_owner(same),
-                    driven.drive_rollouts()
+                    driven.drive_rollouts(),
+                    count_history(counted)
                 );
             })
         },
@@ -225,6 +240,7 @@ impl Running {
         } = self;
         let Self { mut patches, stop_patches, .. } = self;
         stop.send_replace(true);
+        app.end_streams();
         stop_patches.cancel();
         maintenance.abort();
         let abort = http_task.abort_handle();
@@ -323,6 +339,16 @@ async fn watch_owner(origin: Arc<Origin>) {
                 tracing::warn!(error = %Chain(&error), "the store's owner is not known");
             }
         }
+    }
+}
+
+/// Counts the devices of each version now and then, for charts.
+async fn count_history(origin: Arc<Origin>) {
+    loop {
+        if let Err(error) = origin.db().count_history(signed(unix_now())).await {
+            tracing::warn!(error = %Chain(&error), "cannot count the devices of each version");
+        }
+        tokio::time::sleep(HISTORY).await;
     }
 }
 

@@ -363,6 +363,12 @@ impl Lab {
         self.start_origin();
     }
 
+    /// Kills the origin and starts it again with these arguments too.
+    pub fn restart_origin_with(&mut self, args: &[&str]) {
+        self.origin_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self.restart_origin();
+    }
+
     /// Whether the origin runs.
     pub fn has_origin(&self) -> bool {
         self.origin.is_some()

@@ -94,6 +94,8 @@ enum Command {
 enum Scope {
     /// See products, releases, channels and manifests, and read packs.
     Read,
+    /// See the fleet, its groups, grants and tokens, receipts and the audit log.
+    View,
     /// Push releases.
     Publish,
     /// Point channels at releases.

@@ -18,6 +18,8 @@ pub const JOIN_USES_MAX: u32 = 10_000;
 pub enum Scope {
     /// Read products, releases, channels, manifests and packs.
     Read,
+    /// See the fleet: nodes, groups, grants, tokens without their secrets, receipts, the audit log.
+    View,
     /// Make products and releases.
     Publish,
     /// Move channels.
@@ -30,12 +32,14 @@ pub enum Scope {
 
 impl Scope {
     /// All scopes, in the order in which they are listed.
-    pub const ALL: [Self; 5] = [Self::Read, Self::Publish, Self::Channel, Self::Downgrade, Self::Admin];
+    pub const ALL: [Self; 6] =
+        [Self::Read, Self::View, Self::Publish, Self::Channel, Self::Downgrade, Self::Admin];
 
     /// Word for the scope in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
+            Self::View => "view",
             Self::Publish => "publish",
             Self::Channel => "channel",
             Self::Downgrade => "downgrade",

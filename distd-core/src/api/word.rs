@@ -27,6 +27,16 @@ impl<'de, T: Deserialize<'de>> Word<T> {
     }
 }
 
+impl<T> Word<T> {
+    /// The word, if this build knows it.
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(word) => Some(word),
+            Self::Other(_) => None,
+        }
+    }
+}
+
 impl<T> From<T> for Word<T> {
     fn from(word: T) -> Self {
         Self::Known(word)

@@ -388,7 +388,7 @@ pub fn gateway_server(
 }
 
 /// Client configuration for servers of the public web, verified by `roots`.
-pub(crate) fn public_client(roots: RootCertStore) -> ClientConfig {
+pub fn public_client(roots: RootCertStore) -> ClientConfig {
     ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider has TLS 1.2 and 1.3")

@@ -45,7 +45,7 @@ impl ApiTokenRow {
 
 const COLUMNS: &str = "secret_sha256, label, scopes, products, created, expires, revoked";
 
-fn read(row: &AnyRow) -> Result<ApiTokenRow, sqlx::Error> {
+pub(super) fn read(row: &AnyRow) -> Result<ApiTokenRow, sqlx::Error> {
     Ok(ApiTokenRow {
         secret_sha256: row.hash("secret_sha256")?,
         label: row.text("label")?,
@@ -88,6 +88,41 @@ impl Db {
                 .map_err(failed(what))?;
         }
         tx.commit().await.map_err(failed(what))
+    }
+
+    /// Records a person whom the OpenID provider `issuer` knows, as a token that nobody holds: with
+    /// the label, scopes and end of `person`. `false` if the person was revoked, which stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn put_person(&self, person: &ApiTokenRow, issuer: &str) -> Result<bool, DbError> {
+        let what = "record the person";
+        let ApiTokenRow { secret_sha256, label, scopes, products, created, expires, .. } = person;
+        let mut tx = self.begin_write().await?;
+        let put = sqlx::query(
+            "INSERT INTO api_tokens (secret_sha256, label, scopes, products, created, expires, revoked) \
+             VALUES ($1, $2, $3, $4, $5, $6, NULL) ON CONFLICT (secret_sha256) DO UPDATE SET \
+             label = excluded.label, scopes = excluded.scopes, expires = excluded.expires \
+             WHERE api_tokens.revoked IS NULL",
+        )
+        .bind(secret_sha256.as_slice())
+        .bind(label.clone())
+        .bind(scopes.clone())
+        .bind(products.clone())
+        .bind(*created)
+        .bind(*expires)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        if put.rows_affected() == 0 {
+            return Ok(false);
+        }
+        let details = json!({"label": label, "scopes": scopes, "issuer": issuer, "expires": expires});
+        append(&mut tx, &self.acting.at(*created), "token.person", &token_id(secret_sha256), &details)
+            .await
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(true)
     }
 
     /// The token with this hash, valid or not: ask [`ApiTokenRow::is_valid`].

@@ -23,6 +23,7 @@ mod fleet;
 mod found;
 mod grants;
 mod groups;
+mod history;
 mod identity;
 mod ids;
 mod join_tokens;
@@ -42,6 +43,7 @@ mod rollouts;
 mod row;
 mod turns;
 mod uploads;
+mod web;
 mod withdraw;
 
 pub use api_tokens::{ApiTokenRow, RevokeToken, token_id};
@@ -62,6 +64,7 @@ pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, 
 pub use found::FOUND_MAX;
 pub use grants::{AddGrants, GrantRow};
 pub use groups::{GroupRow, Members, PutGroup, RemoveGroup};
+pub use history::HistoryRow;
 pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, join_token_id};
 pub use labels::{ChangeLabels, MemberRow};
@@ -485,6 +488,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0016_receipts", ".sqlite.sql", ".postgres.sql"),
     migration!("0017_file_names"),
     migration!("0018_ddi"),
+    migration!("0019_web"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the

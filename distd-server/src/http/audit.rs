@@ -7,7 +7,7 @@ use axum::extract::State;
 use distd_core::api::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditPage};
 use serde::Deserialize;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToView};
 use super::body::QueryParams;
 use super::route::{Route, routes};
 use super::{ApiError, App};
@@ -18,32 +18,32 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// Page of the audit log.
-#[derive(Deserialize, utoipa::IntoParams)]
+#[derive(Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Only entries of this time or later, unix seconds.
-    since: Option<i64>,
+    pub(super) since: Option<i64>,
     /// Only acts of this actor, such as `origin`, or of the token with this label.
-    actor: Option<String>,
+    pub(super) actor: Option<String>,
     /// Only this act, such as `grant.add`, or all of a kind, such as `grant`.
-    action: Option<String>,
+    pub(super) action: Option<String>,
     /// Only acts on this thing.
-    subject: Option<String>,
+    pub(super) subject: Option<String>,
     /// Only entries with a lower number than this; the newest come first.
-    before: Option<u64>,
+    pub(super) before: Option<u64>,
     /// Only entries with a higher number than this; the oldest come first.
-    after: Option<u64>,
+    pub(super) after: Option<u64>,
     /// Largest number of entries, 1 to 1000; 100 when absent.
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
 }
 
 /// Lists entries of the audit log: the newest first, or with `after` the oldest first.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit", params(Page),
-    responses((status = 200, body = AuditPage)), security(("token" = ["admin"])))]
+    responses((status = 200, body = AuditPage)), security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(page): QueryParams<Page>,
 ) -> Result<Json<AuditPage>, ApiError> {
     let limit = page.limit.unwrap_or(AUDIT_PAGE);

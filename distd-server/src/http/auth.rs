@@ -52,7 +52,7 @@ macro_rules! needs {
 /// No particular scope: every valid token will do.
 pub(super) struct AnyToken;
 
-needs!(ToRead => Read, ToPublish => Publish, ToMoveChannels => Channel, ToAdminister => Admin);
+needs!(ToRead => Read, ToView => View, ToPublish => Publish, ToMoveChannels => Channel, ToAdminister => Admin);
 
 /// Authenticated caller whose token has the scope of `N`.
 pub(super) struct Caller<N> {
@@ -149,6 +149,14 @@ impl<N: Need> Caller<N> {
         if let Some(authenticated) = connection {
             authenticated.set();
         }
+        Self::of_row(row)
+    }
+
+    /// The caller with the valid token `row`.
+    ///
+    /// # Errors
+    /// When the token lacks the scope of `N`.
+    pub(super) fn of_row(row: ApiTokenRow) -> Result<Self, ApiError> {
         let scopes = scopes_of_row(&row.scopes);
         if let Some(scope) =
             N::SCOPE.filter(|scope| !scopes.contains(scope) && !scopes.contains(&Scope::Admin))
@@ -170,7 +178,7 @@ mod tests {
 
     #[test]
     fn scopes_are_read_from_a_row_and_unknown_words_are_ignored() {
-        assert_eq!(scopes_of_row("publish,future,read"), [Scope::Read, Scope::Publish]);
+        assert_eq!(scopes_of_row("publish,future,view,read"), [Scope::Read, Scope::View, Scope::Publish]);
         assert_eq!(scopes_to_row(&[Scope::Admin, Scope::Read]), "read,admin");
         assert_eq!(scopes_of_row(""), []);
     }

@@ -33,6 +33,14 @@ pub(super) struct Page {
     limit: Option<u32>,
 }
 
+impl Page {
+    /// The newest changes.
+    #[cfg(feature = "ui")]
+    pub(super) fn newest(limit: u32) -> Self {
+        Self { before: None, limit: Some(limit) }
+    }
+}
+
 async fn channel(app: &App, (row, release): (ChannelRow, ReleaseRow)) -> Result<Channel, ApiError> {
     let approval = app.origin.db().needs_approval(&row.product, &row.channel).await?;
     Ok(Channel {

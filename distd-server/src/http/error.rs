@@ -52,6 +52,18 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHORISED, message, next)
     }
 
+    /// Refusal of a person whom an OpenID provider knows.
+    #[cfg(feature = "ui")]
+    pub(super) fn no_group(message: &str, next: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message, next)
+    }
+
+    /// Error for another server that does not answer as it should.
+    #[cfg(feature = "ui")]
+    pub(super) fn bad_gateway(message: &str, next: &str) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, code::UNAVAILABLE, message, next)
+    }
+
     /// Error for a device without a token that speaks for it.
     pub(super) fn unauthorised_device() -> Self {
         let message = "no valid token speaks for this device";
@@ -193,6 +205,23 @@ impl ApiError {
         error
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Next step of the caller.
+    pub(super) fn advice(&self) -> String {
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+            let id = request_id::current();
+            return format!("repeat the request; if it fails again, look for {id} in the origin's log");
+        }
+        self.next.clone()
+    }
+
     /// Logs an internal failure with its causes as an error, and a refusal at debug level.
     pub(super) fn log(&self) {
         let id = request_id::current();
@@ -210,11 +239,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.log();
-        let Self { status, code, message, mut next, .. } = self;
-        if status == StatusCode::INTERNAL_SERVER_ERROR {
-            let id = request_id::current();
-            next = format!("repeat the request; if it fails again, look for {id} in the origin's log");
-        }
+        let next = self.advice();
+        let Self { status, code, message, .. } = self;
         let body = ErrorBody { error: ErrorDetail { code: code.to_owned(), message, next } };
         let mut response = (status, Json(body)).into_response();
         if status == StatusCode::UNAUTHORIZED {
@@ -375,10 +401,9 @@ impl From<RolloutError> for ApiError {
                 "check the selector, if there is one; let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
                  or point the channel to the release without waves",
             ),
-            RolloutError::OtherRollout { .. } => Self::conflict(
-                text,
-                "look at the rollout with GET …/rollout, and name its id in the approval",
-            ),
+            RolloutError::OtherRollout { .. } => {
+                Self::conflict(text, "look at the rollout with GET …/rollout, and name its id in the order")
+            }
             RolloutError::NoApproval => {
                 Self::conflict(text, "PUT …/approval has the next rollouts of the channel wait for one")
             }

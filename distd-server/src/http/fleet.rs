@@ -11,7 +11,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use serde::Deserialize;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToView};
 use super::body::{PathParams, QueryParams};
 use super::groups::unknown_group;
 use super::route::{Route, routes};
@@ -23,7 +23,7 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// Devices that the sums are over.
-#[derive(Deserialize, utoipa::IntoParams)]
+#[derive(Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Selected {
@@ -42,32 +42,32 @@ pub(super) struct Selected {
 
 /// Page of the fleet's devices. A device has a channel for which product, channel, version and
 /// update all hold.
-#[derive(Deserialize, utoipa::IntoParams)]
+#[derive(Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
     /// Only devices that follow a channel of this product.
     #[param(value_type = Option<String>)]
-    product: Option<Name>,
+    pub(super) product: Option<Name>,
     /// Only devices that follow a channel of this name.
     #[param(value_type = Option<String>)]
-    channel: Option<Name>,
+    pub(super) channel: Option<Name>,
     /// Only devices that run this version.
     #[param(value_type = Option<String>)]
-    version: Option<Name>,
+    pub(super) version: Option<Name>,
     /// Only devices whose update is in this state.
-    update: Option<UpdateState>,
+    pub(super) update: Option<UpdateState>,
     /// Only devices with this contact.
-    contact: Option<Contact>,
+    pub(super) contact: Option<Contact>,
     /// Only members of this group.
     #[param(value_type = Option<String>)]
-    group: Option<Name>,
+    pub(super) group: Option<Name>,
     /// Only devices that this selector selects.
-    r#where: Option<String>,
+    pub(super) r#where: Option<String>,
     /// Only devices with a greater id than this.
-    after: Option<String>,
+    pub(super) after: Option<String>,
     /// Largest number of devices, 1 to 1000; 100 when absent.
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
 }
 
 async fn selection(
@@ -92,10 +92,10 @@ async fn selection(
 /// Sums up the fleet: its devices by contact, by the state of their update, by release, by failure
 /// and by the reason that holds them.
 #[utoipa::path(get, path = "/v1/fleet", tag = "fleet", params(Selected),
-    responses((status = 200, body = FleetStatus)), security(("token" = ["admin"])))]
+    responses((status = 200, body = FleetStatus)), security(("token" = ["view"])))]
 pub(super) async fn status(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(wanted): QueryParams<Selected>,
 ) -> Result<Json<FleetStatus>, ApiError> {
     let selection = selection(&app, wanted.group.as_ref(), wanted.r#where.as_ref()).await?;
@@ -105,10 +105,10 @@ pub(super) async fn status(
 
 /// Lists devices by id, each with the state of its updates.
 #[utoipa::path(get, path = "/v1/fleet/nodes", tag = "fleet", params(Page),
-    responses((status = 200, body = FleetPage)), security(("token" = ["admin"])))]
+    responses((status = 200, body = FleetPage)), security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(page): QueryParams<Page>,
 ) -> Result<Json<FleetPage>, ApiError> {
     let limit = page.limit.unwrap_or(DEVICES_PAGE);
@@ -126,10 +126,10 @@ pub(super) async fn list(
 /// Describes everything that is known about one node: also its contact, its updates, its attempts,
 /// and why it runs what it runs.
 #[utoipa::path(get, path = "/v1/fleet/nodes/{id}", tag = "fleet", params(("id" = String, Path)),
-    responses((status = 200, body = FleetNode)), security(("token" = ["admin"])))]
+    responses((status = 200, body = FleetNode)), security(("token" = ["view"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     PathParams(id): PathParams<String>,
 ) -> Result<Json<FleetNode>, ApiError> {
     let detail = nodes::detail(&app, &id).await?;

@@ -11,7 +11,7 @@ use distd_core::fleet::{Grant, PatternError, ReleasePattern, Rights, check_grant
 use distd_core::names::{Name, NameError};
 use distd_peer::clock::unix_now;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToAdminister, ToView};
 use super::body::{JsonBody, PathParams};
 use super::groups::unknown_group;
 use super::route::{Route, routes};
@@ -42,10 +42,10 @@ pub(super) fn grant_info(row: GrantRow, now: u64) -> GrantInfo {
 
 /// Lists all grants, the first one first.
 #[utoipa::path(get, path = "/v1/grants", tag = "groups", responses((status = 200, body = GrantList)),
-    security(("token" = ["admin"])))]
+    security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<GrantList>, ApiError> {
     let now = unix_now();
     let rows = app.origin.db().grants().await?;

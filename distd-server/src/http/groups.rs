@@ -16,7 +16,7 @@ use distd_core::names::Name;
 use distd_core::role::Role;
 use serde::Deserialize;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToAdminister, ToView};
 use super::body::{JsonBody, PathParams, QueryParams};
 use super::route::{Route, routes};
 use super::{ApiError, App};
@@ -83,10 +83,10 @@ async fn members_of(app: &App, members: &Members) -> Result<(BTreeSet<String>, u
 
 /// Lists all groups: `everyone`, then the others by name.
 #[utoipa::path(get, path = "/v1/groups", tag = "groups", responses((status = 200, body = GroupList)),
-    security(("token" = ["admin"])))]
+    security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<GroupList>, ApiError> {
     let rows = app.origin.db().groups().await?;
     let grants = app.origin.db().grants().await?;
@@ -102,10 +102,10 @@ pub(super) async fn list(
 
 /// Describes one group, with a page of its members.
 #[utoipa::path(get, path = "/v1/groups/{group}", tag = "groups", params(("group" = String, Path), Page),
-    responses((status = 200, body = GroupMembers)), security(("token" = ["admin"])))]
+    responses((status = 200, body = GroupMembers)), security(("token" = ["view"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     PathParams(name): PathParams<Name>,
     QueryParams(page): QueryParams<Page>,
 ) -> Result<Json<GroupMembers>, ApiError> {

@@ -35,6 +35,8 @@ mod spool;
 mod state;
 mod tokens;
 mod tuf;
+#[cfg(feature = "ui")]
+mod ui;
 mod uploads;
 
 use std::future::Future;
@@ -55,6 +57,8 @@ pub use ddi::DdiOptions;
 use error::ApiError;
 use route::Route;
 pub use serve::serve;
+#[cfg(feature = "ui")]
+pub use ui::{Provider, ProviderConfig, ProviderError};
 
 use crate::origin::Origin;
 
@@ -74,12 +78,26 @@ pub struct App {
     remembered: Remembered,
     /// Settings of hawkBit's DDI; `None` where it is off.
     ddi: Option<DdiOptions>,
+    #[cfg(feature = "ui")]
+    live: ui::Live,
+    /// Provider at which people sign in; `None` where it is off.
+    #[cfg(feature = "ui")]
+    provider: Option<Provider>,
+}
+
+/// Parts of the HTTP side that are off unless settings switch them on.
+#[derive(Default)]
+pub struct HttpOptions {
+    /// Settings of hawkBit's DDI.
+    pub ddi: Option<DdiOptions>,
+    /// Provider at which people sign in.
+    #[cfg(feature = "ui")]
+    pub provider: Option<Provider>,
 }
 
 impl App {
-    /// Creates the API of `origin`. `counters` are those of the QUIC side; `ddi` switches hawkBit's
-    /// DDI on.
-    pub fn new(origin: Arc<Origin>, counters: Arc<ServeCounters>, ddi: Option<DdiOptions>) -> Arc<Self> {
+    /// Creates the API of `origin`. `counters` are those of the QUIC side.
+    pub fn new(origin: Arc<Origin>, counters: Arc<ServeCounters>, options: HttpOptions) -> Arc<Self> {
         Arc::new(Self {
             origin,
             counters,
@@ -88,8 +106,18 @@ impl App {
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
             spooling: Arc::default(),
             remembered: Remembered::default(),
-            ddi,
+            ddi: options.ddi,
+            #[cfg(feature = "ui")]
+            live: ui::Live::default(),
+            #[cfg(feature = "ui")]
+            provider: options.provider,
         })
+    }
+
+    /// Ends the streams of open pages, which would not end by themselves.
+    pub fn end_streams(&self) {
+        #[cfg(feature = "ui")]
+        self.live.end();
     }
 
     /// Waits until all detached work is done, including work whose connection has ended.
@@ -161,7 +189,10 @@ pub fn router(app: Arc<App>) -> Router {
     for route in routes() {
         router = router.route(&route.path, route.handler);
     }
-    ddi::add_to(router)
+    let router = ddi::add_to(router);
+    #[cfg(feature = "ui")]
+    let router = ui::add_to(router);
+    router
         .fallback(|| async { ApiError::not_found("such address") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(axum::middleware::from_fn(drain::layer))
@@ -181,7 +212,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let places = Places::in_dir(directory.path());
         let origin = Origin::open(&places, Tuning::default()).await.expect("an origin");
-        let app = App::new(origin, Arc::default(), None);
+        let app = App::new(origin, Arc::default(), HttpOptions::default());
         let done = Arc::new(AtomicBool::new(false));
         let sign = done.clone();
         drop(app.detached(async move {

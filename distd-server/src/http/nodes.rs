@@ -17,7 +17,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToAdminister, ToView};
 use super::body::{Incoming, JsonBody, OptionalJsonBody, PathParams};
 use super::grants::grant_info;
 use super::route::{Route, routes};
@@ -83,11 +83,8 @@ fn node(row: NodeRow, labels: &Labels, report: Option<ReportRow>) -> Node {
 /// Lists all nodes by time of enrolment.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
     (status = 200, body = NodeList)
-), security(("token" = ["admin"])))]
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
-) -> Result<Json<NodeList>, ApiError> {
+), security(("token" = ["view"])))]
+pub(super) async fn list(State(app): State<Arc<App>>, _: Caller<ToView>) -> Result<Json<NodeList>, ApiError> {
     let rows = app.origin.db().nodes().await?;
     let mut labels = app.origin.db().labels().await?;
     let mut reports = app.origin.db().reports(None).await?;
@@ -101,10 +98,10 @@ pub(super) async fn list(
 
 /// Describes one node: its labels by source, its groups, and the grants that give it rights.
 #[utoipa::path(get, path = "/v1/nodes/{id}", tag = "nodes", params(("id" = String, Path)),
-    responses((status = 200, body = NodeDetail)), security(("token" = ["admin"])))]
+    responses((status = 200, body = NodeDetail)), security(("token" = ["view"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     PathParams(id): PathParams<String>,
 ) -> Result<Json<NodeDetail>, ApiError> {
     Ok(Json(detail(&app, &id).await?))

@@ -10,7 +10,7 @@ use distd_core::api::{
 use distd_core::fleet::receipts::TreeHash;
 use serde::Deserialize;
 
-use super::auth::{Caller, ToAdminister};
+use super::auth::{Caller, ToView};
 use super::body::QueryParams;
 use super::route::{Route, routes};
 use super::{ApiError, App};
@@ -21,10 +21,10 @@ pub(super) fn routes() -> Vec<Route> {
 
 /// Shows the newest signed head of the log.
 #[utoipa::path(get, path = "/v1/receipts/head", tag = "receipts",
-    responses((status = 200, body = ReceiptsHead)), security(("token" = ["admin"])))]
+    responses((status = 200, body = ReceiptsHead)), security(("token" = ["view"])))]
 pub(super) async fn head(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<ReceiptsHead>, ApiError> {
     Ok(Json(ReceiptsHead::from(&app.origin.log_head().await?)))
 }
@@ -43,10 +43,10 @@ pub(super) struct Page {
 
 /// Lists entries of the log in order.
 #[utoipa::path(get, path = "/v1/receipts/entries", tag = "receipts", params(Page),
-    responses((status = 200, body = ReceiptsPage)), security(("token" = ["admin"])))]
+    responses((status = 200, body = ReceiptsPage)), security(("token" = ["view"])))]
 pub(super) async fn entries(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(page): QueryParams<Page>,
 ) -> Result<Json<ReceiptsPage>, ApiError> {
     let limit = page.limit.unwrap_or(RECEIPTS_PAGE);
@@ -78,10 +78,10 @@ pub(super) struct Inclusion {
 
 /// Proves that an entry is in the log.
 #[utoipa::path(get, path = "/v1/receipts/proof/inclusion", tag = "receipts", params(Inclusion),
-    responses((status = 200, body = ReceiptsProof)), security(("token" = ["admin"])))]
+    responses((status = 200, body = ReceiptsProof)), security(("token" = ["view"])))]
 pub(super) async fn prove_inclusion(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(asked): QueryParams<Inclusion>,
 ) -> Result<Json<ReceiptsProof>, ApiError> {
     let leaf: TreeHash =
@@ -106,10 +106,10 @@ pub(super) struct Consistency {
 
 /// Proves that an earlier log is the beginning of a later one.
 #[utoipa::path(get, path = "/v1/receipts/proof/consistency", tag = "receipts", params(Consistency),
-    responses((status = 200, body = ReceiptsProof)), security(("token" = ["admin"])))]
+    responses((status = 200, body = ReceiptsProof)), security(("token" = ["view"])))]
 pub(super) async fn prove_consistency(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
     QueryParams(asked): QueryParams<Consistency>,
 ) -> Result<Json<ReceiptsProof>, ApiError> {
     let proof = app.origin.log_consistency(asked.from, asked.to).await?;

@@ -103,7 +103,7 @@ fn turn(row: TurnRow) -> RolloutTurn {
 }
 
 /// A rollout with the sums of its attempts.
-async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiError> {
+pub(super) async fn detail(app: &App, status: RolloutStatus) -> Result<RolloutDetail, ApiError> {
     let waits_for = app.origin.rollout_waits_for(&status).await?.map(str::to_owned);
     let RolloutStatus { row, waves, .. } = &status;
     let turns = match row.policy.conditions {

@@ -25,6 +25,10 @@ const HEAD: Duration = Duration::from_secs(30);
 /// Largest head of a request, and bytes read at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// Whether the connection of a request is encrypted; an extension of each request.
+#[derive(Clone, Copy)]
+pub(super) struct Encrypted(pub(super) bool);
+
 /// Serves connections on `listener` until `stop` becomes true. Connections with a request under way
 /// then finish it. Without `tls` the API speaks plain HTTP. Returns when all connections are
 /// closed.
@@ -70,10 +74,10 @@ impl ConnectionServer for Server {
     ) {
         let (service, from) = (self.service.clone(), from.ip());
         let Some(acceptor) = &self.acceptor else {
-            return requests(stream, from, service, authenticated, stop).await;
+            return requests(stream, (from, Encrypted(false)), service, authenticated, stop).await;
         };
         match secured(stream, acceptor).await {
-            Ok(stream) => requests(stream, from, service, authenticated, stop).await,
+            Ok(stream) => requests(stream, (from, Encrypted(true)), service, authenticated, stop).await,
             Err(error) => {
                 self.app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(error = %Chain(&error), "TLS handshake failed");
@@ -84,7 +88,7 @@ impl ConnectionServer for Server {
 
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    from: IpAddr,
+    (from, encrypted): (IpAddr, Encrypted),
     service: Service,
     authenticated: Authenticated,
     mut stop: watch::Receiver<bool>,
@@ -92,6 +96,7 @@ async fn requests(
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(authenticated.clone());
         request.extensions_mut().insert(From(from.to_canonical()));
+        request.extensions_mut().insert(encrypted);
         service.call(request)
     });
     let io = TokioIo::new(Unstalled::new(stream));

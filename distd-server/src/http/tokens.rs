@@ -15,7 +15,7 @@ use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::token::{ApiToken, JoinToken};
 
-use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};
+use super::auth::{AnyToken, Caller, Scope, ToAdminister, ToView, token_id};
 use super::body::{JsonBody, PathParams};
 use super::nodes::labels_of;
 use super::route::{Route, routes};
@@ -82,7 +82,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
     check_label(&new.label)?;
     if new.scopes.is_empty() {
-        let next = "choose one or more of read, publish, channel, downgrade and admin";
+        let next = "choose one or more of read, view, publish, channel, downgrade and admin";
         return Err(ApiError::bad_request("an API token needs at least one scope", next));
     }
     let products = match &new.products {
@@ -94,12 +94,15 @@ pub(super) async fn create(
             )
         })?,
     };
-    if new.scopes.contains(&Scope::Admin) && !products.are_all() {
-        let next = "leave out products, or leave out the scope admin";
-        return Err(ApiError::bad_request(
-            "a token with the scope admin cannot be limited to some products",
-            next,
-        ));
+    // The fleet is one, whatever products its devices follow.
+    for scope in [Scope::Admin, Scope::View] {
+        if new.scopes.contains(&scope) && !products.are_all() {
+            let scope = scope.as_str();
+            return Err(ApiError::bad_request(
+                format!("a token with the scope {scope} cannot be limited to some products"),
+                format!("leave out products, or leave out the scope {scope}"),
+            ));
+        }
     }
     let token = ApiToken::generate(app.origin.realm().ca_fingerprint());
     let row = ApiTokenRow {
@@ -135,10 +138,10 @@ fn info(row: ApiTokenRow) -> Token {
 /// Lists all API tokens, newest first.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", responses(
     (status = 200, body = TokenList)
-), security(("token" = ["admin"])))]
+), security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<TokenList>, ApiError> {
     let rows = app.origin.db().api_tokens().await?;
     Ok(Json(TokenList { tokens: rows.into_iter().map(info).collect() }))
@@ -212,10 +215,10 @@ pub(super) async fn create_join(
 /// Lists all join tokens, newest first.
 #[utoipa::path(get, path = "/v1/join-tokens", tag = "nodes", responses(
     (status = 200, body = JoinTokenList)
-), security(("token" = ["admin"])))]
+), security(("token" = ["view"])))]
 pub(super) async fn list_join(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<JoinTokenList>, ApiError> {
     let (rows, uses) = (app.origin.db().join_tokens().await?, app.origin.db().join_token_uses().await?);
     let labels = app.origin.db().join_token_labels().await?;

@@ -17,7 +17,7 @@ use distd_core::names::Name;
 use distd_core::packing::{HashedChunk, PackedChunk};
 use distd_peer::clock::unix_now;
 
-use super::auth::{Caller, ToAdminister, ToPublish};
+use super::auth::{Caller, ToPublish, ToView};
 use super::body::{Incoming, OptionalJsonBody, PathParams};
 use super::releases;
 use super::route::{Route, routes};
@@ -247,10 +247,10 @@ pub(super) async fn commit(
 /// Lists all open uploads, oldest first.
 #[utoipa::path(get, path = "/v1/uploads", tag = "uploads", responses(
     (status = 200, body = UploadList)
-), security(("token" = ["admin"])))]
+), security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<UploadList>, ApiError> {
     let info = |OpenUpload { row, bytes }| OpenUploadInfo {
         upload: row.id.to_string(),

@@ -13,5 +13,6 @@ mod refusals;
 mod releases;
 mod state;
 mod tokens;
+mod ui;
 mod withdraw;
 mod world;

@@ -29,7 +29,8 @@ pub(crate) fn settings(data: &Path, more: &[(&'static str, &str)]) -> Settings {
 pub(crate) fn https(fingerprint: [u8; 32]) -> Client {
     let mut tls = https_client(&TrustAnchor::Fingerprint(fingerprint));
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Client::builder().tls_backend_preconfigured(tls).build().expect("a client")
+    let builder = Client::builder().tls_backend_preconfigured(tls);
+    builder.redirect(reqwest::redirect::Policy::none()).build().expect("a client")
 }
 
 /// Origin of one test, and its admin.

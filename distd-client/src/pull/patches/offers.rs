@@ -157,8 +157,8 @@ impl Offers {
     }
 
     /// Returns the patches worth fetching for a release of which nothing is transferred yet.
-    /// `table` lists its chunks; those of `missing` are wanted, and all others are in place. `seeds`
-    /// are the manifests of held releases, and `index` has their chunks.
+    /// `table` lists its chunks; those of `missing` are wanted, and all others are in place.
+    /// `seeds` are the manifests of held releases, and `index` has their chunks.
     pub(in crate::pull) fn choose_before(
         &self,
         (table, missing): (&Arc<ChunkTable>, &ChunkRanges),

@@ -164,7 +164,7 @@ mod tests {
             let row = ChannelRow { product, channel, version, counter, updated, downgrade_from: None };
             db.take_over_channel(&row, 1).await.expect("a channel");
         }
-        let app = App::new(origin.clone(), Arc::default(), None);
+        let app = App::new(origin.clone(), Arc::default(), HttpOptions::default());
         let token = |secret: &str, product: &str, controller: Option<&str>| DdiTokenRow {
             secret_sha256: sha256(secret.as_bytes()),
             controller: controller.map(str::to_owned),

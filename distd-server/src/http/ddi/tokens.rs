@@ -17,7 +17,7 @@ use distd_peer::trust::token::sha256;
 
 use super::auth::{CONTROLLER_BYTES_MAX, is_controller};
 use crate::db::{DdiTokenRow, PutDdiToken};
-use crate::http::auth::{Caller, ToAdminister};
+use crate::http::auth::{Caller, ToAdminister, ToView};
 use crate::http::body::{JsonBody, PathParams};
 use crate::http::nodes::labels_of;
 use crate::http::route::{Route, routes};
@@ -103,10 +103,10 @@ fn info(row: DdiTokenRow) -> DdiToken {
 /// Lists all tokens of DDI devices, newest first.
 #[utoipa::path(get, path = "/v1/ddi/tokens", tag = "ddi", responses(
     (status = 200, body = DdiTokenList)
-), security(("token" = ["admin"])))]
+), security(("token" = ["view"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToAdminister>,
+    _: Caller<ToView>,
 ) -> Result<Json<DdiTokenList>, ApiError> {
     let rows = app.origin.db().ddi_tokens().await?;
     Ok(Json(DdiTokenList { tokens: rows.into_iter().map(info).collect() }))

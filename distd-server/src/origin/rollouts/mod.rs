@@ -102,8 +102,8 @@ pub enum RolloutError {
         /// The channel.
         channel: Name,
     },
-    /// The approval is not of the rollout that is under way.
-    #[error("the rollout that is under way is {id}, and the approval does not name it")]
+    /// The order is not about the rollout that is under way.
+    #[error("the rollout that is under way is {id}, and the order does not name it")]
     OtherRollout {
         /// The rollout that is under way.
         id: RolloutId,
@@ -318,8 +318,8 @@ impl Origin {
         Ok(patches.is_waiting.then_some("patches"))
     }
 
-    /// Carries an operator's order about the rollout of a channel out, in the name of `by`. An
-    /// approval is of the rollout with the id that is expected.
+    /// Carries an operator's order about the rollout of a channel out, in the name of `by`. With an
+    /// expected id the order is about that rollout alone; an approval needs it.
     ///
     /// # Errors
     /// [`RolloutError`].
@@ -335,11 +335,12 @@ impl Origin {
         let turn = self.publishing.lock().await;
         let none = || RolloutError::NoneUnderWay { product: product.clone(), channel: channel.clone() };
         let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
+        let is_expected = expected.map_or(order != RolloutVerb::Approve, |expected| *expected == row.id);
+        if !is_expected {
+            return Err(RolloutError::OtherRollout { id: row.id });
+        }
         let (from, to, participle): (&[RolloutStage], RolloutStage, &'static str) = match order {
             RolloutVerb::Approve => {
-                if expected != Some(&row.id) {
-                    return Err(RolloutError::OtherRollout { id: row.id });
-                }
                 if row.stage != RolloutStage::Open {
                     return Err(RolloutError::Stage { stage: row.stage, order: "approved" });
                 }

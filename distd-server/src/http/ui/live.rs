@@ -1,0 +1,133 @@
+//! News for open pages: an event each time that something has changed.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use distd_core::error::Chain;
+use futures::StreamExt;
+use futures::stream::unfold;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::super::{ApiError, App};
+use super::page::Stop;
+use super::session::Visitor;
+use crate::origin::Origin;
+
+/// Time between two looks for changes while a page is open.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Most pages that are told of changes at once. Others are read again by hand.
+const STREAMS_MAX: usize = 200;
+
+/// Longest time of one stream. The browser then asks again, so that a session that has ended is
+/// noticed.
+const STREAM: Duration = Duration::from_secs(600);
+
+/// Pages that are told of changes.
+pub(in super::super) struct Live {
+    changes: Mutex<Option<Changes>>,
+    places: Arc<Semaphore>,
+    /// Ends all streams.
+    stop: CancellationToken,
+}
+
+/// The task that looks for changes, and the number of changes that it saw.
+struct Changes {
+    number: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            changes: Mutex::default(),
+            places: Arc::new(Semaphore::new(STREAMS_MAX)),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
+impl Live {
+    /// Ends all streams, now and from now on.
+    pub(in super::super) fn end(&self) {
+        self.stop.cancel();
+    }
+
+    /// Number of changes; one task for all pages keeps it.
+    fn changes(&self, origin: &Arc<Origin>) -> watch::Receiver<u64> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(changes) = changes.as_ref().filter(|changes| !changes.task.is_finished()) {
+            return changes.number.clone();
+        }
+        let (tell, number) = watch::channel(0);
+        let task = tokio::spawn(look(origin.clone(), tell));
+        *changes = Some(Changes { number: number.clone(), task });
+        number
+    }
+}
+
+/// Looks for changes until no page is open any more. One receiver is that of [`Changes`] itself.
+async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
+    let mut last = None;
+    let mut looks_alone = 0;
+    // The first page has its receiver only after a moment.
+    loop {
+        looks_alone = if tell.receiver_count() > 1 { 0 } else { looks_alone + 1 };
+        if looks_alone > 3 {
+            return;
+        }
+        match origin.db().web_stamp().await {
+            Ok(stamp) => {
+                if last.replace(stamp).is_some_and(|last| last != stamp) {
+                    tell.send_modify(|number| *number += 1);
+                }
+            }
+            Err(error) => tracing::warn!(error = %Chain(&error), "cannot look for changes for the web page"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// One page's stream.
+struct Stream {
+    changes: watch::Receiver<u64>,
+    stop: CancellationToken,
+    ends: tokio::time::Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Sends an event `change` each time that something has changed. A comment comes first, without
+/// which the answer would begin only with the first change.
+pub(super) async fn events(State(app): State<Arc<App>>, _: Visitor) -> Result<Response, Stop> {
+    let place = app.live.places.clone().try_acquire_owned();
+    let place = place.map_err(|_| ApiError::busy("too many pages are open at this origin"))?;
+    let mut changes = app.live.changes(&app.origin);
+    changes.mark_unchanged();
+    let stream = Stream {
+        changes,
+        stop: app.live.stop.clone(),
+        ends: tokio::time::Instant::now() + STREAM,
+        _place: place,
+    };
+    let events = unfold(stream, |mut stream| async move {
+        tokio::select! {
+            () = stream.stop.cancelled() => None,
+            () = tokio::time::sleep_until(stream.ends) => None,
+            changed = stream.changes.changed() => {
+                changed.ok()?;
+                // A browser drops an event without data.
+                let event = Event::default().event("change").data("something");
+                Some((Ok::<_, Infallible>(event), stream))
+            }
+        }
+    });
+    let first = futures::stream::once(async { Ok(Event::default().comment("changes follow")) });
+    let events = first.chain(events);
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
+}

@@ -1,0 +1,87 @@
+//! `/ui`: the web page of people who run the fleet (docs/web.md).
+//!
+//! Pages are written by the server from the same handlers that answer `/v1`, in the name of the API
+//! token with which a person signed in, so a page shows and does what that token may. They can be
+//! read without scripts; with scripts they are fetched again when something has changed.
+
+mod access;
+mod assets;
+mod audit;
+mod channels;
+mod charts;
+#[expect(unreachable_pub, reason = "the macro of filters makes public items")]
+mod filters;
+mod forms;
+mod live;
+mod nodes;
+mod oidc;
+mod overview;
+mod page;
+mod products;
+mod session;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+
+use super::{ApiError, App};
+
+pub(super) use live::Live;
+pub use oidc::{Provider, ProviderConfig, ProviderError};
+
+/// Everything comes from this origin, and nothing is inline.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+     connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// Adds the pages to the API's router.
+pub(super) fn add_to(router: Router<Arc<App>>) -> Router<Arc<App>> {
+    let pages = Router::new()
+        .route("/ui", get(overview::show))
+        .route("/ui/sign-in", get(session::form).post(session::sign_in))
+        .route("/ui/sign-out", post(session::sign_out))
+        .route("/ui/oidc", get(oidc::end))
+        .route("/ui/oidc/begin", get(oidc::begin))
+        .route("/ui/static/{name}", get(assets::send))
+        .route("/ui/events", get(live::events))
+        .route("/ui/products", get(products::list))
+        .route("/ui/products/{product}", get(products::show))
+        .route("/ui/products/{product}/releases/{version}", get(products::release))
+        .route("/ui/products/{product}/channels/{channel}", get(channels::show))
+        .route("/ui/products/{product}/channels/{channel}/rollouts", post(channels::start))
+        .route("/ui/products/{product}/channels/{channel}/rollout", post(channels::order))
+        .route("/ui/nodes", get(nodes::list))
+        .route("/ui/nodes/{id}", get(nodes::show))
+        .route("/ui/access", get(access::show))
+        .route("/ui/audit", get(audit::show))
+        .layer(from_fn(secured));
+    router.route("/", get(front)).merge(pages)
+}
+
+/// Sends people to the page, and programs away.
+async fn front(headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    match accepts.contains("text/html") {
+        true => Redirect::to("/ui").into_response(),
+        false => ApiError::not_found("such address").into_response(),
+    }
+}
+
+/// Sets the headers that keep other pages, scripts and caches out.
+async fn secured(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

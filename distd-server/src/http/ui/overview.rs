@@ -1,0 +1,201 @@
+//! The first page: the fleet, rollouts under way, and what needs somebody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use askama::Template;
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use distd_core::api::{FleetRelease, FleetStatus, RolloutStage, Scope};
+use distd_core::names::Name;
+
+use super::super::auth::{ToRead, ToView};
+use super::super::body::QueryParams;
+use super::super::{ApiError, App, fleet, rollouts, state};
+use super::charts::{History, Part, bar};
+use super::filters;
+use super::page::{Frame, Page, Stop};
+use super::session::Visitor;
+
+/// Most rollouts under way that the page describes.
+const ROLLOUTS_MAX: usize = 20;
+
+/// Most channels of which the page draws the devices over time: those with the most devices.
+const CHARTS_MAX: usize = 4;
+
+/// Time that a chart shows, seconds.
+const CHART_SECONDS: i64 = 30 * 86_400;
+
+#[derive(Template)]
+#[template(path = "ui/overview.html")]
+struct Overview {
+    frame: Frame,
+    alerts: Vec<Alert>,
+    fleet: Option<Fleet>,
+    rollouts: Vec<UnderWay>,
+    rollouts_left_out: usize,
+}
+
+/// Something that needs somebody.
+struct Alert {
+    text: String,
+    to: String,
+}
+
+struct Fleet {
+    status: FleetStatus,
+    update: Vec<Part>,
+    contact: Vec<Part>,
+    channels: Vec<Channel>,
+}
+
+/// A channel and the releases that run on its devices.
+struct Channel {
+    product: String,
+    channel: String,
+    devices: u64,
+    bar: Vec<Part>,
+    history: Option<History>,
+}
+
+struct UnderWay {
+    product: String,
+    channel: String,
+    version: String,
+    from: String,
+    state: String,
+    reason: String,
+    progress: Vec<Part>,
+    wave: usize,
+    waves: usize,
+}
+
+/// Parts of a bar of devices by the state of their update, with the words of the API.
+pub(super) fn update_parts(status: &FleetStatus) -> Vec<Part> {
+    let update = &status.update;
+    bar([
+        ("up_to_date", "up to date", update.up_to_date),
+        ("updating", "updating", update.updating),
+        ("outdated", "outdated", update.outdated),
+        ("failed", "failed", update.failed),
+        ("held", "held", update.held),
+        ("unknown", "unknown", update.unknown),
+    ])
+}
+
+pub(super) async fn show(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
+    let mut alerts = not_ready(&app).await;
+    let fleet = match visitor.may(Scope::View) {
+        true => Some(fleet_of(&app, &visitor, &mut alerts).await?),
+        false => None,
+    };
+    let (rollouts, rollouts_left_out) = under_way(&app, &visitor, &mut alerts).await?;
+    let frame = visitor.frame("Overview", "overview");
+    Ok(Page(Overview { frame, alerts, fleet, rollouts, rollouts_left_out }).into_response())
+}
+
+async fn not_ready(app: &Arc<App>) -> Vec<Alert> {
+    let (_, Json(ready)) = state::readyz(State(app.clone())).await;
+    let parts = [
+        ("database", ready.database),
+        ("store", ready.store),
+        ("metadata", ready.metadata),
+        ("space", ready.space),
+    ];
+    let wrong = parts.into_iter().filter(|(_, state)| *state != "ok");
+    wrong
+        .map(|(part, state)| Alert { text: format!("The origin's {part}: {state}"), to: String::new() })
+        .collect()
+}
+
+async fn fleet_of(app: &Arc<App>, visitor: &Visitor, alerts: &mut Vec<Alert>) -> Result<Fleet, Stop> {
+    let caller = visitor.caller::<ToView>()?;
+    let everything = QueryParams(fleet::Selected::default());
+    let Json(status) = fleet::status(State(app.clone()), caller, everything).await?;
+    if status.update.failed > 0 {
+        let devices = status.update.failed;
+        let text = format!("{devices} device{} failed to update", if devices == 1 { "" } else { "s" });
+        alerts.push(Alert { text, to: "/ui/nodes?update=failed".to_owned() });
+    }
+    let mut by_channel: BTreeMap<(String, String), Vec<FleetRelease>> = BTreeMap::new();
+    for release in &status.releases {
+        let key = (release.product.clone(), release.channel.clone());
+        by_channel.entry(key).or_default().push(release.clone());
+    }
+    let mut channels: Vec<Channel> = by_channel
+        .into_iter()
+        .map(|((product, channel), releases)| {
+            const CLASSES: [&str; 6] =
+                ["series-1", "series-2", "series-3", "series-4", "series-5", "series-rest"];
+            let part = |(at, release): (usize, &FleetRelease)| {
+                let label = release.version.clone().unwrap_or_else(|| "none".to_owned());
+                (CLASSES[at.min(CLASSES.len() - 1)], label, release.devices)
+            };
+            let bar = bar(releases.iter().enumerate().map(part));
+            let devices = releases.iter().map(|release| release.devices).sum();
+            Channel { product, channel, devices, bar, history: None }
+        })
+        .collect();
+    channels.sort_by_key(|channel| std::cmp::Reverse(channel.devices));
+    for channel in channels.iter_mut().take(CHARTS_MAX) {
+        let (Ok(product), Ok(name)) = (channel.product.parse::<Name>(), channel.channel.parse::<Name>())
+        else {
+            continue;
+        };
+        let rows = app.origin.db().history(&product, &name, status.at - CHART_SECONDS).await;
+        channel.history = History::of(&rows.map_err(ApiError::from)?);
+    }
+    let contact = status.contact;
+    let contact = bar([
+        ("online", "online", contact.online),
+        ("offline", "offline", contact.offline),
+        ("unknown", "never heard of", contact.unknown),
+    ]);
+    Ok(Fleet { update: update_parts(&status), contact, channels, status })
+}
+
+async fn under_way(
+    app: &Arc<App>,
+    visitor: &Visitor,
+    alerts: &mut Vec<Alert>,
+) -> Result<(Vec<UnderWay>, usize), Stop> {
+    if !visitor.may(Scope::Read) {
+        return Ok((Vec::new(), 0));
+    }
+    let caller = visitor.caller::<ToRead>()?;
+    let mut rows = app.origin.db().rollouts_under_way().await.map_err(ApiError::from)?;
+    rows.retain(|row| caller.products.has(&row.product));
+    let left_out = rows.len().saturating_sub(ROLLOUTS_MAX);
+    rows.truncate(ROLLOUTS_MAX);
+    let mut shown = Vec::new();
+    for row in rows {
+        let status = app.origin.rollout_status(&row).await.map_err(ApiError::from)?;
+        let detail = rollouts::detail(app, status).await?;
+        let rollout = &detail.rollout;
+        if row.stage == RolloutStage::Halted {
+            let text = format!("The rollout of {}@{} is halted: {}", row.product, row.version, row.reason);
+            alerts.push(Alert { text, to: format!("/ui/products/{}/channels/{}", row.product, row.channel) });
+        }
+        let sum = |of: fn(&distd_core::api::RolloutWave) -> u64| detail.waves.iter().map(of).sum::<u64>();
+        let devices = sum(|wave| wave.devices);
+        let (succeeded, failed, trying) = (sum(|w| w.succeeded), sum(|w| w.failed), sum(|w| w.trying));
+        shown.push(UnderWay {
+            progress: bar([
+                ("up_to_date", "succeeded", succeeded),
+                ("updating", "trying", trying),
+                ("failed", "failed", failed),
+                ("waiting", "not begun", devices.saturating_sub(succeeded + failed + trying)),
+            ]),
+            wave: detail.waves.iter().filter(|wave| wave.opened.is_some()).count(),
+            waves: detail.waves.len(),
+            product: rollout.product.clone(),
+            channel: rollout.channel.clone(),
+            version: rollout.version.clone(),
+            from: rollout.from.clone(),
+            state: rollout.state.to_string(),
+            reason: rollout.reason.clone(),
+        });
+    }
+    Ok((shown, left_out))
+}
