@@ -237,6 +237,34 @@ fn packages_of_a_patched_index_are_listed() {
 }
 
 #[test]
+fn what_a_release_lists_is_read_again_when_its_names_are_gone() {
+    let Some(mut site) = Site::start("") else { return };
+    let debs = ["one", "two"].map(|name| site.repository.package(name, "1", &noise(1, 5000)));
+    let debs = debs.map(|path| fs::read(site.repository.root.join(path)).expect("read"));
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    let forget = |site: &mut Site| {
+        drop(site.agent.take());
+        fs::remove_dir_all(site.lab.path("till/apt/names")).expect("remove");
+        site.mirror.forget();
+        site.restart();
+        apt.set_proxy(Some(&site.proxy));
+    };
+    // apt has its indexes and asks for a package alone.
+    forget(&mut site);
+    assert!(apt.download("one").expect("downloads") == debs[0]);
+    assert_eq!((site.metric("unlisted_total"), site.metric("indexes_fetched_total")), (0, 1));
+    // The mirror says that nothing changed.
+    forget(&mut site);
+    apt.clean(true);
+    ok(apt.update(), &site.log());
+    assert!(apt.download("two").expect("downloads") == debs[1]);
+    let asked = site.mirror.all_asked();
+    assert_eq!((site.metric("unlisted_total"), asked.len()), (0, 2), "{asked:?}\n{}", site.log());
+}
+
+#[test]
 fn a_mirror_that_misbehaves_fills_no_cache_and_delivers_nothing_wrong() {
     let Some(site) = Site::start("stall_seconds = 1") else { return };
     let small = site.repository.package("small", "1", &noise(1, 200_000));

@@ -334,6 +334,10 @@ impl Proxy {
         address: &Address,
         headers: &HeaderMap,
     ) -> Result<Response<Reply>, Failure> {
+        self.recall_for(address).await;
+        if let Some(named) = self.library.find(address) {
+            return self.give_listed(method, address, headers, named).await;
+        }
         let (library, at) = (self.library.clone(), address.clone());
         let missing = tokio::task::spawn_blocking(move || library.missing_for(&at)).await.unwrap_or_default();
         for (index, named) in missing {

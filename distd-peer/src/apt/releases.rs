@@ -19,11 +19,12 @@ use super::Proxy;
 use super::address::Address;
 use super::counters::count;
 use super::flight::Failure;
-use super::index::{self, Sum};
+use super::index::{self, Sha256, Sum};
+use super::library::{Library, package_roots};
 use super::mirror::{Answer, MirrorError};
 use super::reply::{Described, date_of};
 use super::signatures::{self, Signatures, Verdict};
-use super::store::{Stored, sha256};
+use super::store::{Store, Stored, sha256};
 use crate::clock::unix_now;
 use crate::gateway::FileBytes;
 
@@ -106,6 +107,36 @@ impl Releases {
         known.values().filter_map(Known::sum).collect()
     }
 
+    /// The kept `Release` file whose names count for the suite in the directory `suite`: of the two
+    /// that a suite may have, the one that was verified.
+    fn best(&self, suite: &Address, store: &Store) -> Option<(Address, Known)> {
+        let of_name = |name: &str| {
+            let address = suite.with_path(format!("{}{name}", suite.path));
+            let known = self.get(&address)?;
+            known.sum().is_some_and(|sum| store.has(&sum.sha256)).then_some((address, known))
+        };
+        let both = ["Release", "InRelease"].into_iter().filter_map(of_name);
+        both.max_by_key(|(_, known)| known.is_verified)
+    }
+
+    /// Directories of the suites that may name the file at `address`, directly or by their indexes.
+    fn suites_for(&self, address: &Address) -> Vec<Address> {
+        let text = address.to_string();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suites: Vec<Address> = known
+            .keys()
+            .filter_map(|release| {
+                let release = Address::parse(release).ok().filter(|at| at.name() != "Release.gpg")?;
+                let suite = release.directory_address();
+                let roots = package_roots(&suite.to_string());
+                roots.iter().any(|root| text.starts_with(root.as_str())).then_some(suite)
+            })
+            .collect();
+        suites.sort();
+        suites.dedup();
+        suites
+    }
+
     /// Remembers an answer. Returns the one before.
     fn put(&self, known: Known) -> Option<Known> {
         let path = self.path(&known.address);
@@ -173,7 +204,51 @@ pub(super) fn is_release(name: &str) -> bool {
     matches!(name, "InRelease" | "Release" | "Release.gpg")
 }
 
+/// Takes note of what a `Release` file lists, which lies in the directory `suite` under `name`.
+/// Blocks.
+fn learn(library: &Library, suite: &Address, name: &str, body: &[u8], sha256: &Sha256) -> io::Result<()> {
+    let signed = match name {
+        // A text that is not signed, or not only signed text, lists nothing.
+        "InRelease" => index::signed_text(body),
+        "Release" => Some(body.to_vec()),
+        _ => None,
+    };
+    match signed {
+        Some(signed) => library.adopt_release(suite, &index::release(&signed)?, sha256),
+        None => Ok(()),
+    }
+}
+
 impl Proxy {
+    /// Reads the kept `Release` file of a suite again, if what it lists was forgotten: its table
+    /// made room for others, or was damaged. A mirror that says that nothing changed sends no
+    /// names.
+    async fn recall(self: &Arc<Self>, suite: &Address) {
+        if self.library.has_release(suite) {
+            return;
+        }
+        let Some((address, known)) = self.releases.best(suite, &self.store) else { return };
+        let Some(sum) = known.sum() else { return };
+        let Some(stored) = self.cached(&sum).await.filter(|stored| stored.sum.bytes <= RELEASE_BYTES_MAX)
+        else {
+            return;
+        };
+        let (library, suite) = (self.library.clone(), suite.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            learn(&library, &suite, address.name(), &stored.bytes()?, &stored.sum.sha256)
+        });
+        if let Ok(Err(error)) = read.await {
+            tracing::warn!(error = %Chain(&error), "a Release file of the cache cannot be read");
+        }
+    }
+
+    /// Recalls what the suites list that may name the file at `address`.
+    pub(super) async fn recall_for(self: &Arc<Self>, address: &Address) {
+        for suite in self.releases.suites_for(address) {
+            self.recall(&suite).await;
+        }
+    }
+
     /// Gets a `Release` file: the one that the mirror has now, or the last one when no mirror
     /// answers.
     pub(super) async fn release(self: &Arc<Self>, address: &Address) -> Result<Release, Failure> {
@@ -186,6 +261,9 @@ impl Proxy {
             None => None,
         };
         let known = known.zip(stored);
+        if known.is_some() {
+            self.recall(&address.directory_address()).await;
+        }
         if let Some((known, stored)) = &known
             && unix_now().abs_diff(known.checked) < FRESH.as_secs()
         {
@@ -272,15 +350,7 @@ impl Proxy {
         let body = Bytes::from(body);
         let file = Arc::new(InMemory(body.clone()));
         let kept = tokio::task::spawn_blocking(move || -> io::Result<Option<Arc<Stored>>> {
-            let signed = match name.as_str() {
-                // A text that is not signed, or not only signed text, lists nothing.
-                "InRelease" => index::signed_text(&body),
-                "Release" => Some(body.to_vec()),
-                _ => None,
-            };
-            if let Some(signed) = signed {
-                library.adopt_release(&at, &index::release(&signed)?, &sum.sha256)?;
-            }
+            learn(&library, &at, &name, &body, &sum.sha256)?;
             let Some(partial) = store.begin(sum.bytes) else { return Ok(None) };
             partial.handle()?.write_all(&body)?;
             partial.keep(sum, modified, &name).map(Some)
