@@ -333,15 +333,19 @@ fn the_modes_of_signatures_take_and_refuse() {
     let root = site.repository.root.clone();
     let url = format!("{}/{release}", site.mirror.url());
     let ask = |site: &Site| site.curl(&url, &[]).0;
-    let forget = |site: &mut Site, mode: &str| {
+    let set_mode = |site: &mut Site, mode: &str| {
         drop(site.agent.take());
-        fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
         let path = site.lab.path("till/client.toml");
         let text = fs::read_to_string(&path).expect("read");
         let text: String =
             text.lines().filter(|line| !line.starts_with("signatures")).map(|l| format!("{l}\n")).collect();
         fs::write(&path, format!("{text}signatures = \"{mode}\"\n")).expect("write");
         site.restart();
+    };
+    let forget = |site: &mut Site, mode: &str| {
+        drop(site.agent.take());
+        fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
+        set_mode(site, mode);
     };
     // No key is here: auto takes it, enforce refuses it.
     assert_eq!((ask(&site), site.metric("signatures_unchecked_total")), (200, 1));
@@ -371,6 +375,45 @@ fn the_modes_of_signatures_take_and_refuse() {
             assert_eq!(ask(&site), 200, "{mode}, after {what}");
         }
     }
+    // What a key has signed stays when the check is off, and when the plain file of the same suite
+    // comes without a signature.
+    let good = fs::read(root.join(&release)).expect("read");
+    let plain = format!("dists/{SUITE}/Release");
+    let names = |site: &Site| {
+        let names = fs::read_dir(site.lab.path("till/apt/names")).expect("a directory").flatten();
+        let mut names: Vec<_> =
+            names.map(|entry| (entry.file_name(), entry.metadata().map(|m| m.len()).ok())).collect();
+        names.sort();
+        names
+    };
+    forget(&mut site, "auto");
+    assert_eq!(ask(&site), 200);
+    let signature = fs::read(root.join(format!("{plain}.gpg"))).expect("read");
+    fs::remove_file(root.join(format!("{plain}.gpg"))).expect("remove");
+    assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 502, "the suite has a key");
+    let verified = names(&site);
+    assert_eq!(verified.len(), 1);
+    for mode in ["warn", "off"] {
+        set_mode(&mut site, mode);
+        let foreign = fs::read(other.root.join(&release)).expect("read");
+        site.repository.replace(&release, &foreign);
+        let (status, body) = site.curl(&url, &[]);
+        assert!(status == 200 && body == foreign, "{mode}: apt decides");
+        assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 200);
+        assert_eq!(names(&site), verified, "{mode}: {}", site.log());
+        // A file that the other one may name otherwise is not held against the verified names.
+        let index = format!("dists/{SUITE}/main/binary-amd64/Packages.xz");
+        let kept = fs::read(root.join(&index)).expect("read");
+        site.repository.replace(&index, b"another");
+        assert_eq!(site.curl(&format!("{}/{index}", site.mirror.url()), &[]), (200, b"another".to_vec()));
+        site.repository.replace(&index, &kept);
+        site.mirror.set(Conduct::Dead);
+        site.restart();
+        assert_eq!(site.curl(&url, &[]), (200, good.clone()), "{mode}, offline");
+        site.mirror.set(Conduct::Good);
+    }
+    site.repository.replace(&release, &good);
+    site.repository.replace(&format!("{plain}.gpg"), &signature);
     // A signature beside the file.
     forget(&mut site, "enforce");
     fs::remove_file(root.join(&release)).expect("remove");

@@ -219,6 +219,8 @@ impl Proxy {
                     false => reply::give(method, headers, &release.described, release.file),
                 }
             })
+        } else if asker == Asker::Program && self.releases.is_contested(&address) {
+            self.pass_through(method, &address, headers).await
         } else {
             let wanted = (asker == Asker::Node).then(|| nodes::sum_in(headers)).flatten();
             let named = wanted.map(|sum| Named { sum, index: None });

@@ -1,7 +1,7 @@
 //! `Release` files, which change at their address: when they are asked for again, how their
 //! signatures are checked, and which are kept for when no mirror answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -74,6 +74,9 @@ impl Known {
 pub(super) struct Releases {
     dir: PathBuf,
     known: Mutex<HashMap<String, Known>>,
+    /// Directories of suites whose clients were last given an unverified file beside a verified
+    /// one.
+    contested: Mutex<HashSet<String>>,
 }
 
 impl Releases {
@@ -90,7 +93,7 @@ impl Releases {
                 None => drop(fs::remove_file(entry.path())),
             }
         }
-        Ok(Self { dir: dir.to_owned(), known: Mutex::new(known) })
+        Ok(Self { dir: dir.to_owned(), known: Mutex::new(known), contested: Mutex::default() })
     }
 
     fn path(&self, address: &str) -> PathBuf {
@@ -117,6 +120,29 @@ impl Releases {
         };
         let both = ["Release", "InRelease"].into_iter().filter_map(of_name);
         both.max_by_key(|(_, known)| known.is_verified)
+    }
+
+    /// Whether a verified `Release` file of the suite in the directory `suite` is kept.
+    fn has_verified(&self, suite: &Address, store: &Store) -> bool {
+        self.best(suite, store).is_some_and(|(_, known)| known.is_verified)
+    }
+
+    /// Notes whether clients have another `Release` file of a suite than the one whose names count.
+    fn contest(&self, suite: &Address, is_contested: bool) {
+        let mut contested = self.contested.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_contested {
+            true if contested.len() < KNOWN_MAX => drop(contested.insert(suite.to_string())),
+            true => {}
+            false => drop(contested.remove(&suite.to_string())),
+        }
+    }
+
+    /// Whether the file at `address` may be another than the names say, because clients were given
+    /// an unverified `Release` of its suite. A name in `by-hash` cannot be.
+    pub(super) fn is_contested(&self, address: &Address) -> bool {
+        let text = address.to_string();
+        let contested = self.contested.lock().unwrap_or_else(PoisonError::into_inner);
+        !text.contains("/by-hash/") && contested.iter().any(|suite| text.starts_with(suite.as_str()))
     }
 
     /// Directories of the suites that may name the file at `address`, directly or by their indexes.
@@ -268,7 +294,7 @@ impl Proxy {
             && unix_now().abs_diff(known.checked) < FRESH.as_secs()
         {
             count(&self.counters.hits);
-            return Ok(Release::of(stored.clone(), false));
+            return Ok(self.kept(address, known, stored.clone(), false));
         }
         let headers = match &known {
             Some((known, _)) => {
@@ -278,34 +304,42 @@ impl Proxy {
         };
         let failure = match self.small(address, &headers).await {
             Ok(answer) if answer.status == StatusCode::NOT_MODIFIED => match known {
-                Some((_, stored)) => {
+                Some((known, stored)) => {
                     self.releases.was_checked(address);
-                    return Ok(Release::of(stored, false));
+                    return Ok(self.kept(address, &known, stored, false));
                 }
                 None => {
                     Failure::WrongBytes("the mirror says that nothing changed, and was not asked that".into())
                 }
             },
-            Ok(answer) if answer.status == StatusCode::OK => {
-                match self.take_release(address, answer, known.as_ref().map(|(known, _)| known)).await {
-                    Ok(release) => return Ok(release),
-                    Err(failure @ Failure::Unreachable(_)) => failure,
-                    Err(failure) => return Err(failure),
-                }
-            }
+            Ok(answer) if answer.status == StatusCode::OK => match self.take_release(address, answer).await {
+                Ok(release) => return Ok(release),
+                Err(failure @ Failure::Unreachable(_)) => failure,
+                Err(failure) => return Err(failure),
+            },
             Ok(answer) if answer.status.is_server_error() => Failure::Status(answer.status),
             // The mirror does not have the file any more.
             Ok(answer) => return Err(Failure::Status(answer.status)),
             Err(error) => error.into(),
         };
         match known {
-            Some((_, stored)) if !matches!(failure, Failure::Refused(_) | Failure::WrongBytes(_)) => {
+            Some((known, stored)) if !matches!(failure, Failure::Refused(_) | Failure::WrongBytes(_)) => {
                 tracing::info!(%address, %failure, "no mirror answers: the last Release file is given");
                 count(&self.counters.stale);
-                Ok(Release::of(stored, true))
+                Ok(self.kept(address, &known, stored, true))
             }
             _ => Err(failure),
         }
+    }
+
+    /// A kept file for a client.
+    fn kept(&self, address: &Address, known: &Known, stored: Arc<Stored>, is_stale: bool) -> Release {
+        let suite = address.directory_address();
+        if address.name() != "Release.gpg" {
+            let is_lesser = !known.is_verified && self.releases.has_verified(&suite, &self.store);
+            self.releases.contest(&suite, is_lesser);
+        }
+        Release::of(stored, is_stale)
     }
 
     /// Asks the relay, and the mirror where it does not help, for a small file.
@@ -327,7 +361,6 @@ impl Proxy {
         self: &Arc<Self>,
         address: &Address,
         mut answer: Answer,
-        before: Option<&Known>,
     ) -> Result<Release, Failure> {
         let too_long = || Failure::WrongBytes("the mirror sends a Release file that is too long".into());
         let (dated, etag) = (answer.modified(), answer.headers.get(header::ETAG).cloned());
@@ -337,18 +370,25 @@ impl Proxy {
             "Release" => self.detached(address).await?,
             _ => None,
         };
-        let was_verified = before.is_some_and(|before| before.is_verified);
+        let suite = address.directory_address();
+        let was_verified = self.releases.has_verified(&suite, &self.store);
         let is_signature = name == "Release.gpg";
         let is_verified = match is_signature {
             true => false,
             false => self.check(address, &body, signature.as_deref(), was_verified).await?,
         };
         let sum = Sum { sha256: sha256(&body), bytes: body.len() as u64 };
-        let (library, store, at) = (self.library.clone(), self.store.clone(), address.directory_address());
         let modified = dated.unwrap_or_else(|| date_of(&sum.sha256));
         let described = Described { sum, modified, is_stale: false };
         let body = Bytes::from(body);
         let file = Arc::new(InMemory(body.clone()));
+        if was_verified && !is_verified && !is_signature {
+            // The client decides about the file. What was verified stays, and is given offline.
+            self.releases.contest(&suite, true);
+            tracing::warn!(%address, "a Release file without a right signature changes no names of a verified one");
+            return Ok(Release { described, file });
+        }
+        let (library, store, at) = (self.library.clone(), self.store.clone(), suite.clone());
         let kept = tokio::task::spawn_blocking(move || -> io::Result<Option<Arc<Stored>>> {
             learn(&library, &at, &name, &body, &sum.sha256)?;
             let Some(partial) = store.begin(sum.bytes) else { return Ok(None) };
@@ -373,6 +413,9 @@ impl Proxy {
             is_verified,
             checked: unix_now(),
         };
+        if is_verified {
+            self.releases.contest(&suite, false);
+        }
         // A Release file stays when packages need room: without it nothing works offline.
         self.store.pin(&sum.sha256, true);
         if let Some(old) = self.releases.put(known).and_then(|old| old.sum())
