@@ -187,6 +187,30 @@ fn wrong_bytes_of_a_relay_are_not_given() {
 }
 
 #[test]
+fn an_index_that_the_relay_has_not_right_comes_from_the_mirror() {
+    let Some(site) = Site::start(2) else { return };
+    site.package("one", 1, 10_000);
+    site.repository.publish(&["xz"], true);
+    fs::create_dir_all(site.lab.path("keys/trusted.gpg.d")).expect("a directory");
+    fs::copy(&site.repository.keyring, site.lab.path("keys/trusted.gpg.d/test.gpg")).expect("copy");
+    assert_eq!(site.apt("apt0", Some(0)).update().code, 0);
+    // The relay gives the file that it has for 10 s, and does not read it again.
+    let release = site.repository.root.join(format!("dists/{SUITE}/InRelease"));
+    let content = fs::read_to_string(&release).expect("read");
+    let kept = fs::read_dir(site.lab.path("relay/apt/objects")).expect("a directory").flatten();
+    let kept = kept.flat_map(|group| fs::read_dir(group.path()).expect("a directory").flatten());
+    let kept =
+        kept.map(|entry| entry.path()).find(|path| fs::read(path).is_ok_and(|has| has == content.as_bytes()));
+    fs::write(kept.expect("it is kept"), content.replace("Origin: Test", "Origin: Evil")).expect("write");
+    site.mirror.forget();
+    let updated = site.apt("apt1", Some(1)).update();
+    assert_eq!(updated.code, 0, "{}{}\n{}", updated.stdout, updated.stderr, site.agents[1].log());
+    assert_eq!(site.mirror.asked(&format!("/dists/{SUITE}/InRelease")), 1, "{:?}", site.mirror.all_asked());
+    assert_eq!((site.metric(1, "signatures_refused_total"), site.metric(1, "signatures_good_total")), (1, 1));
+    assert_eq!(site.metric(1, "relay_failed_total"), 1);
+}
+
+#[test]
 fn a_neighbour_gives_what_it_has() {
     // No relay: the parent of both is the origin, which has no proxy.
     let lab = Lab::start();

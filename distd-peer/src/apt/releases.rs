@@ -21,7 +21,7 @@ use super::counters::count;
 use super::flight::Failure;
 use super::index::{self, Sha256, Sum};
 use super::library::{Library, package_roots};
-use super::mirror::{Answer, MirrorError};
+use super::mirror::Answer;
 use super::reply::{Described, date_of};
 use super::signatures::{self, Signatures, Verdict};
 use super::store::{Store, Stored, sha256};
@@ -296,39 +296,71 @@ impl Proxy {
             count(&self.counters.hits);
             return Ok(self.kept(address, known, stored.clone(), false));
         }
-        let headers = match &known {
+        let failure = match self.newest(address, known.as_ref()).await {
+            Ok(release) => return Ok(release),
+            Err(failure) => failure,
+        };
+        let is_absence = match &failure {
+            Failure::Unreachable(_) => true,
+            // Any other status says that the mirror does not have the file any more.
+            Failure::Status(status) => status.is_server_error(),
+            _ => false,
+        };
+        match known.filter(|_| is_absence) {
+            Some((known, stored)) => {
+                tracing::info!(%address, %failure, "no mirror answers: the last Release file is given");
+                count(&self.counters.stale);
+                Ok(self.kept(address, &known, stored, true))
+            }
+            None => Err(failure),
+        }
+    }
+
+    /// Asks the relay for a `Release` file, and the mirror where the relay does not help or sends
+    /// what is refused. `before` is the file that is here.
+    async fn newest(
+        self: &Arc<Self>,
+        address: &Address,
+        before: Option<&(Known, Arc<Stored>)>,
+    ) -> Result<Release, Failure> {
+        let headers = match before {
             Some((known, _)) => {
                 self.if_changed(known.is_dated.then_some(known.modified), known.etag.as_deref())
             }
             None => self.if_changed(None, None),
         };
-        let failure = match self.small(address, &headers).await {
-            Ok(answer) if answer.status == StatusCode::NOT_MODIFIED => match known {
-                Some((known, stored)) => {
-                    self.releases.was_checked(address);
-                    return Ok(self.kept(address, &known, stored, false));
-                }
-                None => {
-                    Failure::WrongBytes("the mirror says that nothing changed, and was not asked that".into())
-                }
-            },
-            Ok(answer) if answer.status == StatusCode::OK => match self.take_release(address, answer).await {
+        if let Some(answer) = self.ask_relays(address, &headers).await {
+            match self.take_answer(address, answer, before, true).await {
                 Ok(release) => return Ok(release),
-                Err(failure @ Failure::Unreachable(_)) => failure,
-                Err(failure) => return Err(failure),
-            },
-            Ok(answer) if answer.status.is_server_error() => Failure::Status(answer.status),
-            // The mirror does not have the file any more.
-            Ok(answer) => return Err(Failure::Status(answer.status)),
-            Err(error) => error.into(),
-        };
-        match known {
-            Some((known, stored)) if !matches!(failure, Failure::Refused(_) | Failure::WrongBytes(_)) => {
-                tracing::info!(%address, %failure, "no mirror answers: the last Release file is given");
-                count(&self.counters.stale);
-                Ok(self.kept(address, &known, stored, true))
+                Err(failure) if !self.settings.asks_mirrors => return Err(failure),
+                Err(failure) => {
+                    count(&self.counters.relay_failed);
+                    tracing::info!(%address, %failure, "the mirror is asked for a file that the relay has not right");
+                }
             }
-            _ => Err(failure),
+        }
+        let answer = self.mirrors.get(&Method::GET, address, &headers).await?;
+        self.take_answer(address, answer, before, false).await
+    }
+
+    async fn take_answer(
+        self: &Arc<Self>,
+        address: &Address,
+        answer: Answer,
+        before: Option<&(Known, Arc<Stored>)>,
+        is_of_relay: bool,
+    ) -> Result<Release, Failure> {
+        match (answer.status, before) {
+            (StatusCode::OK, _) => self.take_release(address, answer, is_of_relay).await,
+            (StatusCode::NOT_MODIFIED, Some((known, stored))) => {
+                self.releases.was_checked(address);
+                Ok(self.kept(address, known, stored.clone(), false))
+            }
+            (StatusCode::NOT_MODIFIED, None) => {
+                let text = "the mirror says that nothing changed, and was not asked that";
+                Err(Failure::WrongBytes(text.into()))
+            }
+            (status, _) => Err(Failure::Status(status)),
         }
     }
 
@@ -342,18 +374,15 @@ impl Proxy {
         Release::of(stored, is_stale)
     }
 
-    /// Asks the relay, and the mirror where it does not help, for a small file.
-    async fn small(&self, address: &Address, headers: &HeaderMap) -> Result<Answer, MirrorError> {
-        if let Some(relays) = &self.relays {
-            let now = relays.now();
-            if let Some((answer, _)) = relays.get(&now, address, headers, None).await {
-                return Ok(answer);
-            }
-            if !now.is_empty() {
-                count(&self.counters.relay_failed);
-            }
+    /// Asks the relays for a small file; `None` when none helps.
+    async fn ask_relays(&self, address: &Address, headers: &HeaderMap) -> Option<Answer> {
+        let relays = self.relays.as_ref()?;
+        let now = relays.now();
+        let answered = relays.get(&now, address, headers, None).await;
+        if answered.is_none() && !now.is_empty() {
+            count(&self.counters.relay_failed);
         }
-        self.mirrors.get(&Method::GET, address, headers).await
+        answered.map(|(answer, _)| answer)
     }
 
     /// Reads, checks and keeps a `Release` file that a mirror sends.
@@ -361,13 +390,14 @@ impl Proxy {
         self: &Arc<Self>,
         address: &Address,
         mut answer: Answer,
+        is_of_relay: bool,
     ) -> Result<Release, Failure> {
         let too_long = || Failure::WrongBytes("the mirror sends a Release file that is too long".into());
         let (dated, etag) = (answer.modified(), answer.headers.get(header::ETAG).cloned());
         let body = answer.all(RELEASE_BYTES_MAX).await?.ok_or_else(too_long)?;
         let name = address.name().to_owned();
         let signature = match name.as_str() {
-            "Release" => self.detached(address).await?,
+            "Release" => self.detached(address, is_of_relay).await?,
             _ => None,
         };
         let suite = address.directory_address();
@@ -426,13 +456,26 @@ impl Proxy {
         Ok(Release { described, file })
     }
 
-    /// Fetches the signature that lies beside a `Release`; `None` when there is none.
-    async fn detached(self: &Arc<Self>, release: &Address) -> Result<Option<Vec<u8>>, Failure> {
+    /// Fetches the signature that lies beside a `Release`, from where that came; `None` when there
+    /// is none.
+    async fn detached(
+        self: &Arc<Self>,
+        release: &Address,
+        is_of_relay: bool,
+    ) -> Result<Option<Vec<u8>>, Failure> {
         if self.settings.signatures == Signatures::Off {
             return Ok(None);
         }
         let address = release.with_path(format!("{}.gpg", release.file_path()));
-        let mut answer = self.small(&address, &self.if_changed(None, None)).await?;
+        let headers = self.if_changed(None, None);
+        let of_relay = match is_of_relay {
+            true => self.ask_relays(&address, &headers).await,
+            false => None,
+        };
+        let mut answer = match of_relay {
+            Some(answer) => answer,
+            None => self.mirrors.get(&Method::GET, &address, &headers).await?,
+        };
         match answer.status {
             StatusCode::OK => {
                 let too_long = || Failure::WrongBytes("the mirror sends a signature that is too long".into());
