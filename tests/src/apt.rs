@@ -258,6 +258,8 @@ pub enum Conduct {
     Good,
     /// Connections are closed at once.
     Dead,
+    /// Requests are read and never answered.
+    Silent,
     /// Files of the pool have other bytes of the same length.
     Lies,
     /// Files of the pool are a page of HTML.
@@ -408,6 +410,11 @@ fn serve(stream: TcpStream, root: &Path, shared: &Shared) -> std::io::Result<()>
         {
             let mut asked = shared.asked.lock().unwrap_or_else(PoisonError::into_inner);
             *asked.entry(path.clone()).or_default() += 1;
+        }
+        if conduct == Conduct::Silent {
+            // Until the client goes away.
+            std::io::copy(&mut reader, &mut std::io::sink())?;
+            return Ok(());
         }
         let file = root.join(path.trim_start_matches('/'));
         let is_package = path.contains(".deb") || path.ends_with(".tar.xz");

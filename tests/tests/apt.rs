@@ -265,6 +265,27 @@ fn what_a_release_lists_is_read_again_when_its_names_are_gone() {
 }
 
 #[test]
+fn a_mirror_that_is_silent_costs_one_wait() {
+    let Some(mut site) = Site::start("stall_seconds = 1") else { return };
+    site.repository.package("one", "1", &noise(1, 5000));
+    site.repository.publish(&["xz"], true);
+    let release = format!("dists/{SUITE}/InRelease");
+    let ask = |site: &Site, name: &str| {
+        site.curl(&format!("{}/{}", site.mirror.url(), release.replace("InRelease", name)), &[]).0
+    };
+    let names = ["InRelease", "Release", "Release.gpg"];
+    assert_eq!(names.map(|name| ask(&site, name)), [200; 3]);
+    site.mirror.forget();
+    site.mirror.set(Conduct::Silent);
+    // The agent is started again because it asks for a Release file every 10 s at most.
+    site.restart();
+    assert_eq!(names.map(|name| ask(&site, name)), [200; 3], "the last files are given");
+    assert_eq!(site.metric("stale_total"), 3);
+    let asked: u64 = site.mirror.all_asked().values().sum();
+    assert_eq!(asked, 1, "{:?}", site.mirror.all_asked());
+}
+
+#[test]
 fn a_mirror_that_misbehaves_fills_no_cache_and_delivers_nothing_wrong() {
     let Some(site) = Site::start("stall_seconds = 1") else { return };
     let small = site.repository.package("small", "1", &noise(1, 200_000));

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::address::{Address, AddressError};
-use super::reach::{Reach, Unreachable};
+use super::reach::{Reach, Silence, Unreachable};
 
 /// Most redirects of one request.
 const REDIRECTS_MAX: usize = 5;
@@ -76,6 +76,11 @@ impl MirrorError {
                 | Self::Redirects(_)
                 | Self::Unreachable(Unreachable::Host(_) | Unreachable::Private(..))
         )
+    }
+
+    /// Whether nothing came in time.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Stalled(..) | Self::Unreachable(Unreachable::Silent(..)))
     }
 }
 
@@ -282,6 +287,8 @@ pub(super) struct Mirrors {
     reach: Reach,
     client: Client,
     tls: OnceLock<Option<TlsConnector>>,
+    /// Hosts that took no connection.
+    silence: Silence,
     /// Whether packets may go to them.
     is_allowed: bool,
 }
@@ -289,7 +296,13 @@ pub(super) struct Mirrors {
 impl Mirrors {
     /// A client of the hosts in `reach`, which may be silent for `stall`.
     pub(super) fn new(reach: Reach, stall: Duration, is_allowed: bool) -> Self {
-        Self { reach, client: Client::new(stall), tls: OnceLock::new(), is_allowed }
+        Self {
+            reach,
+            client: Client::new(stall),
+            tls: OnceLock::new(),
+            silence: Silence::default(),
+            is_allowed,
+        }
     }
 
     /// Hosts that are asked.
@@ -310,7 +323,15 @@ impl Mirrors {
         if !self.is_allowed {
             return Err(Unreachable::Kept(host.to_owned()));
         }
-        self.reach.connect(host, port).await
+        let name = format!("{host}:{port}");
+        if self.silence.has(&name) {
+            return Err(Unreachable::WasSilent(name));
+        }
+        let opened = self.reach.connect(host, port).await;
+        if matches!(opened, Err(Unreachable::Silent(..))) {
+            self.silence.note(&name);
+        }
+        opened
     }
 
     /// Asks for a file with these header fields, and follows redirects.

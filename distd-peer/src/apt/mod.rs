@@ -210,7 +210,7 @@ impl Proxy {
             // A file that a repository gives to one user is for nobody else.
             self.pass_through(method, &address, headers).await
         } else if is_release(address.name()) {
-            self.release(&address).await.map(|release| {
+            self.release(&address, asker).await.map(|release| {
                 match reply::is_unmodified(headers, &release.described) {
                     true => {
                         count(&self.counters.not_modified);

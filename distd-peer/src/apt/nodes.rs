@@ -103,6 +103,11 @@ impl Nodes {
         found
     }
 
+    /// Asks a node that did not answer no more for some time.
+    pub(super) fn was_silent(&self, node: &str) {
+        self.leave(node, AWAY);
+    }
+
     /// Asks a node that sent wrong bytes no more for an hour.
     pub(super) fn sent_wrong_bytes(&self, node: &str) {
         self.leave(node, WRONG);

@@ -15,16 +15,17 @@ use distd_core::error::Chain;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::Proxy;
 use super::address::Address;
 use super::counters::count;
 use super::flight::Failure;
 use super::index::{self, Sha256, Sum};
 use super::library::{Library, package_roots};
-use super::mirror::Answer;
+use super::mirror::{Answer, MirrorError};
+use super::reach::{Silence, Unreachable};
 use super::reply::{Described, date_of};
 use super::signatures::{self, Signatures, Verdict};
 use super::store::{Store, Stored, sha256};
+use super::{Asker, Proxy};
 use crate::clock::unix_now;
 use crate::gateway::FileBytes;
 
@@ -37,6 +38,16 @@ const SIGNATURE_BYTES_MAX: u64 = 1 << 20;
 /// Time for which an answer of the mirror is good: the machines of a site that update at once cost
 /// one question.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// Time after which a program is given the last file, though a relay or a mirror may still answer.
+/// apt gives up after 30 s.
+const STALE_AFTER: Duration = Duration::from_secs(20);
+
+/// Likewise for a node, which asks the mirror itself when the relay has nothing.
+const STALE_AFTER_FOR_NODES: Duration = Duration::from_secs(10);
+
+/// Longest time for the relay's answer when an earlier file is here.
+const RELAY_ANSWER: Duration = Duration::from_secs(12);
 
 /// Most addresses that are remembered.
 const KNOWN_MAX: usize = 4096;
@@ -77,6 +88,8 @@ pub(super) struct Releases {
     /// Directories of suites whose clients were last given an unverified file beside a verified
     /// one.
     contested: Mutex<HashSet<String>>,
+    /// Mirrors that did not say in time whether a file is new.
+    silence: Silence,
 }
 
 impl Releases {
@@ -93,7 +106,12 @@ impl Releases {
                 None => drop(fs::remove_file(entry.path())),
             }
         }
-        Ok(Self { dir: dir.to_owned(), known: Mutex::new(known), contested: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            known: Mutex::new(known),
+            contested: Mutex::default(),
+            silence: Silence::default(),
+        })
     }
 
     fn path(&self, address: &str) -> PathBuf {
@@ -277,7 +295,11 @@ impl Proxy {
 
     /// Gets a `Release` file: the one that the mirror has now, or the last one when no mirror
     /// answers.
-    pub(super) async fn release(self: &Arc<Self>, address: &Address) -> Result<Release, Failure> {
+    pub(super) async fn release(
+        self: &Arc<Self>,
+        address: &Address,
+        asker: Asker,
+    ) -> Result<Release, Failure> {
         // One request asks the mirror; those at the same time wait for it.
         let lock = self.lock(address.directory_address());
         let _held = lock.lock().await;
@@ -296,7 +318,13 @@ impl Proxy {
             count(&self.counters.hits);
             return Ok(self.kept(address, known, stored.clone(), false));
         }
-        let failure = match self.newest(address, known.as_ref()).await {
+        let newest = self.newest(address, known.as_ref());
+        let newest = match (&known, asker) {
+            (None, _) => newest.await,
+            (Some(_), Asker::Program) => self.in_time(address, newest, STALE_AFTER).await,
+            (Some(_), _) => self.in_time(address, newest, STALE_AFTER_FOR_NODES).await,
+        };
+        let failure = match newest {
             Ok(release) => return Ok(release),
             Err(failure) => failure,
         };
@@ -316,6 +344,32 @@ impl Proxy {
         }
     }
 
+    /// Waits for `newest` no longer than `time`.
+    async fn in_time(
+        &self,
+        address: &Address,
+        newest: impl Future<Output = Result<Release, Failure>>,
+        time: Duration,
+    ) -> Result<Release, Failure> {
+        tokio::time::timeout(time, newest).await.unwrap_or_else(|_| {
+            self.releases.silence.note(&address.authority());
+            Err(Failure::Unreachable(format!("nobody answered for {} s", time.as_secs())))
+        })
+    }
+
+    /// Asks the mirror for a small file, unless it was silent a moment ago.
+    async fn ask_mirror(&self, address: &Address, headers: &HeaderMap) -> Result<Answer, MirrorError> {
+        let (silence, host) = (&self.releases.silence, address.authority());
+        if silence.has(&host) {
+            return Err(Unreachable::WasSilent(host).into());
+        }
+        let answered = self.mirrors.get(&Method::GET, address, headers).await;
+        if answered.as_ref().is_err_and(MirrorError::is_silence) {
+            silence.note(&host);
+        }
+        answered
+    }
+
     /// Asks the relay for a `Release` file, and the mirror where the relay does not help or sends
     /// what is refused. `before` is the file that is here.
     async fn newest(
@@ -329,7 +383,8 @@ impl Proxy {
             }
             None => self.if_changed(None, None),
         };
-        if let Some(answer) = self.ask_relays(address, &headers).await {
+        let time = before.map(|_| RELAY_ANSWER);
+        if let Some(answer) = self.ask_relays(address, &headers, time).await {
             match self.take_answer(address, answer, before, true).await {
                 Ok(release) => return Ok(release),
                 Err(failure) if !self.settings.asks_mirrors => return Err(failure),
@@ -339,7 +394,7 @@ impl Proxy {
                 }
             }
         }
-        let answer = self.mirrors.get(&Method::GET, address, &headers).await?;
+        let answer = self.ask_mirror(address, &headers).await?;
         self.take_answer(address, answer, before, false).await
     }
 
@@ -374,11 +429,23 @@ impl Proxy {
         Release::of(stored, is_stale)
     }
 
-    /// Asks the relays for a small file; `None` when none helps.
-    async fn ask_relays(&self, address: &Address, headers: &HeaderMap) -> Option<Answer> {
+    /// Asks the relays for a small file, for no longer than `time`; `None` when none helps.
+    async fn ask_relays(
+        &self,
+        address: &Address,
+        headers: &HeaderMap,
+        time: Option<Duration>,
+    ) -> Option<Answer> {
         let relays = self.relays.as_ref()?;
         let now = relays.now();
-        let answered = relays.get(&now, address, headers, None).await;
+        let asked = relays.get(&now, address, headers, None);
+        let answered = match time {
+            None => asked.await,
+            Some(time) => tokio::time::timeout(time, asked).await.unwrap_or_else(|_| {
+                now.iter().for_each(|relay| relays.was_silent(relay));
+                None
+            }),
+        };
         if answered.is_none() && !now.is_empty() {
             count(&self.counters.relay_failed);
         }
@@ -469,12 +536,12 @@ impl Proxy {
         let address = release.with_path(format!("{}.gpg", release.file_path()));
         let headers = self.if_changed(None, None);
         let of_relay = match is_of_relay {
-            true => self.ask_relays(&address, &headers).await,
+            true => self.ask_relays(&address, &headers, None).await,
             false => None,
         };
         let mut answer = match of_relay {
             Some(answer) => answer,
-            None => self.mirrors.get(&Method::GET, &address, &headers).await?,
+            None => self.ask_mirror(&address, &headers).await?,
         };
         match answer.status {
             StatusCode::OK => {
