@@ -286,6 +286,67 @@ fn a_mirror_that_is_silent_costs_one_wait() {
 }
 
 #[test]
+fn a_request_that_nobody_answers_takes_no_room() {
+    let Some(site) = Site::start("stall_seconds = 1\nmax_bytes = 1000000") else { return };
+    let kept = site.repository.package("kept", "1", &noise(1, 400_000));
+    let kept = fs::read(site.repository.root.join(kept)).expect("read");
+    let large = site.repository.package("large", "1", &noise(2, 900_000));
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt");
+    ok(apt.update(), &site.log());
+    assert!(apt.download("kept").expect("downloads") == kept);
+    let url = format!("{}/{large}", site.mirror.url());
+    for (conduct, status) in [
+        (Conduct::Dead, 504),
+        (Conduct::Html, 502),
+        (Conduct::Stalls(0), 504),
+        (Conduct::Redirects("http://127.0.0.1:1/x".into()), 403),
+        (Conduct::Silent, 504),
+    ] {
+        site.mirror.set(conduct.clone());
+        assert_eq!(site.curl(&url, &[]).0, status, "{conduct:?}");
+        assert_eq!(site.metric("evicted_total"), 0, "{conduct:?}: {}", site.log());
+    }
+    apt.clean(false);
+    assert!(apt.download("kept").expect("it is here") == kept);
+    site.mirror.set(Conduct::Good);
+    assert_eq!(site.curl(&url, &[]).0, 200);
+    assert_eq!(site.metric("evicted_total"), 1, "it makes room when it comes");
+}
+
+#[test]
+fn a_download_goes_on_at_the_mirror_of_another_asker() {
+    let lab_mirror = tempfile::tempdir().expect("a directory");
+    let second = Mirror::start(lab_mirror.path());
+    let Some(site) = Site::start_with("", &[second.address.to_string()]) else { return };
+    let path = site.repository.package("large", "1", &noise(1, 3_000_000));
+    let content = fs::read(site.repository.root.join(&path)).expect("read");
+    site.repository.publish(&["xz"], true);
+    run(Command::new("cp").arg("-a").arg(site.repository.root.join(".")).arg(lab_mirror.path())).ok();
+    ok(site.apt("first").update(), &site.log());
+    let sources = site.sources().replace(&site.mirror.url(), &second.url());
+    let other = Apt::new(&site.lab.path("second"), &sources, Some(&site.proxy));
+    ok(other.update(), &site.log());
+    second.forget();
+    // The mirror of the first who asks sends a part and nothing more.
+    site.mirror.set(Conduct::Stalls(1_000_000));
+    let out = site.lab.path("first.deb");
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--proxy", &site.proxy, "-o"]).arg(&out);
+    let first = Running::start({
+        command.arg(format!("{}/{path}", site.mirror.url()));
+        command
+    });
+    wait_until("the first mirror is asked", || site.mirror.asked(&format!("/{path}")) == 1);
+    assert!(other.download("large").expect("downloads") == content, "{}", site.log());
+    assert_eq!(first.wait().code, 0, "{}", site.log());
+    assert!(fs::read(&out).expect("read") == content, "the first gets the rest too");
+    assert_eq!((site.mirror.asked(&format!("/{path}")), second.asked(&format!("/{path}"))), (1, 1));
+    assert_eq!(second.sent(), content.len() as u64 - 1_000_000, "the rest alone");
+    assert_eq!(site.metric("joined_total"), 1);
+}
+
+#[test]
 fn a_mirror_that_misbehaves_fills_no_cache_and_delivers_nothing_wrong() {
     let Some(site) = Site::start("stall_seconds = 1") else { return };
     let small = site.repository.package("small", "1", &noise(1, 200_000));

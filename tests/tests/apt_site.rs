@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use distd_peer::trust::identity::NodeIdentity;
 use distd_tests::Rng;
-use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE};
+use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE, SlowLink};
 use distd_tests::lab::{Daemon, Lab, Running};
 
 /// Length of the package that all install. `DISTD_TEST_APT_BYTES` has another: 100 MB is what
@@ -287,4 +287,70 @@ fn a_neighbour_gives_what_it_has() {
         &format!("https://{}/", has.addresses[0]),
     ]));
     assert_ne!(refused.code, 0, "{}", refused.stdout);
+}
+
+#[test]
+fn a_slow_neighbour_is_left_and_not_asked_again() {
+    let lab = Lab::start();
+    let Some(repository) = Repository::new(&lab.path("")) else { return };
+    let mirror = Mirror::start(&repository.root);
+    let paths = ["one", "two"].map(|name| {
+        repository.package(
+            name,
+            "1",
+            &Rng::new(name.len() as u64 + u64::from(name.as_bytes()[0])).bytes(3_000_000),
+        )
+    });
+    let contents = paths.each_ref().map(|path| fs::read(repository.root.join(path)).expect("read"));
+    repository.publish(&["xz"], true);
+    let start = |name: &str| {
+        lab.enroll(name, lab.quic());
+        lab.configure(
+            name,
+            &format!(
+                "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"]\nmin_free_bytes = 1000000\n",
+                mirror.address
+            ),
+        );
+    };
+    let agent = |name: &str| {
+        let mut command = lab.agent_command(name, "127.0.0.1:0");
+        command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+        Daemon::start(command, &lab.path(&format!("{name}.log")), "agent listening on ")
+    };
+    let apt = |name: &str, agent: &Daemon| {
+        let sources =
+            format!("deb [signed-by={}] {} {SUITE} main\n", repository.keyring.display(), mirror.url());
+        Apt::new(&lab.path(&format!("apt-{name}")), &sources, Some(&agent.said("proxy for apt on ")))
+    };
+    start("has");
+    let has = agent("has");
+    let first = apt("has", &has);
+    assert_eq!(first.update().code, 0);
+    for (name, content) in ["one", "two"].into_iter().zip(&contents) {
+        assert!(first.download(name).expect("downloads") == *content);
+    }
+    let link = SlowLink::start(has.addresses[0].parse().expect("an address"));
+    start("asks");
+    let near = format!(
+        "[{{\"node\":\"{}\",\"address\":\"{}\",\"heard\":{}}}]",
+        node_id(&lab, "has"),
+        link.address,
+        u64::MAX >> 1
+    );
+    fs::write(lab.path("asks/neighbours.json"), &near).expect("write");
+    let asks = agent("asks");
+    let second = apt("asks", &asks);
+    assert_eq!(second.update().code, 0);
+    assert_eq!(asks.metric("distd_apt_neighbour_files_total"), 1, "the index: {}", asks.log());
+    // Its line becomes slow: what it has sent is kept, the rest comes from the mirror.
+    mirror.forget();
+    link.slow_down();
+    assert!(second.download("one").expect("downloads") == contents[0], "{}", asks.log());
+    assert_eq!(mirror.asked(&format!("/{}", paths[0])), 1);
+    assert!(mirror.sent() < contents[0].len() as u64, "{} bytes", mirror.sent());
+    let connections = link.connections();
+    mirror.forget();
+    assert!(second.download("two").expect("downloads") == contents[1]);
+    assert_eq!((link.connections(), mirror.sent()), (connections, contents[1].len() as u64));
 }

@@ -134,7 +134,8 @@ pub(super) struct Answer {
     sender: Option<SendRequest<String>>,
     pool: Arc<Pool>,
     host: String,
-    stall: Duration,
+    /// Longest silence.
+    pub(super) stall: Duration,
     received: Arc<AtomicU64>,
 }
 
@@ -166,7 +167,8 @@ impl Answer {
         }
     }
 
-    fn stalled(&self) -> MirrorError {
+    /// The error of a silence that was too long.
+    pub(super) fn stalled(&self) -> MirrorError {
         MirrorError::Stalled(self.host.clone(), self.stall.as_secs())
     }
 
