@@ -208,6 +208,20 @@ fn indexes_in_every_packing_are_read_before_apt_has_them() {
 }
 
 #[test]
+fn an_index_that_cannot_be_read_is_read_once() {
+    let Some(site) = Site::start("") else { return };
+    site.repository.package("one", "1", &noise(1, 5000));
+    site.repository.publish(&["junk() { echo junk >$2.xz; }; junk"], true);
+    let url = format!("{}/dists/{SUITE}", site.mirror.url());
+    assert_eq!(site.curl(&format!("{url}/InRelease"), &[]).0, 200);
+    let index = format!("{url}/main/binary-amd64/Packages.xz");
+    for _ in 0..3 {
+        assert_eq!(site.curl(&index, &[]), (200, b"junk\n".to_vec()));
+    }
+    assert_eq!((site.metric("indexes_unread_total"), site.metric("hits_total")), (1, 2), "{}", site.log());
+}
+
+#[test]
 fn packages_of_a_patched_index_are_listed() {
     let Some(mut site) = Site::start("") else { return };
     site.repository.fill(2000);

@@ -22,6 +22,7 @@ use super::index::{self, Sha256, Sum};
 use super::library::{Library, package_roots};
 use super::mirror::{Answer, MirrorError};
 use super::reach::{Silence, Unreachable};
+use super::reading::Reading;
 use super::reply::{Described, date_of};
 use super::signatures::{self, Signatures, Verdict};
 use super::store::{Store, Stored, sha256};
@@ -277,11 +278,14 @@ impl Proxy {
         else {
             return;
         };
-        let (library, suite) = (self.library.clone(), suite.clone());
-        let read = tokio::task::spawn_blocking(move || {
-            learn(&library, &suite, address.name(), &stored.bytes()?, &stored.sum.sha256)
-        });
-        if let Ok(Err(error)) = read.await {
+        let (library, at) = (self.library.clone(), suite.clone());
+        let work = move || {
+            learn(&library, &at, address.name(), &stored.bytes()?, &stored.sum.sha256)?;
+            let nothing = || io::Error::new(io::ErrorKind::InvalidData, "it lists nothing");
+            library.has_release(&at).then_some(()).ok_or_else(nothing)
+        };
+        let what = Reading { sha256: sum.sha256, index: None };
+        if let Err(error) = self.readers.read(what, || self.library.has_release(suite), work).await {
             tracing::warn!(error = %Chain(&error), "a Release file of the cache cannot be read");
         }
     }
@@ -486,7 +490,9 @@ impl Proxy {
             return Ok(Release { described, file });
         }
         let (library, store, at) = (self.library.clone(), self.store.clone(), suite.clone());
+        let place = self.readers.place().await;
         let kept = tokio::task::spawn_blocking(move || -> io::Result<Option<Arc<Stored>>> {
+            let _place = place;
             learn(&library, &at, &name, &body, &sum.sha256)?;
             let Some(partial) = store.begin(sum.bytes) else { return Ok(None) };
             partial.handle()?.write_all(&body)?;
@@ -569,7 +575,9 @@ impl Proxy {
         let (keys, at) = (self.settings.keys.clone(), address.directory_address());
         let (signed, signature) = (body.to_vec(), detached.map(<[u8]>::to_vec));
         let is_clear = address.name() == "InRelease";
+        let place = self.readers.place().await;
         let checked = tokio::task::spawn_blocking(move || {
+            let _place = place;
             let keyrings = keys.of(&at);
             let verdict = match (is_clear, &signature) {
                 (true, _) if index::signed_text(&signed).is_none() => Verdict::Unsigned,
