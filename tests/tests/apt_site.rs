@@ -211,6 +211,37 @@ fn an_index_that_the_relay_has_not_right_comes_from_the_mirror() {
 }
 
 #[test]
+fn many_requests_of_one_machine_share_its_places_at_the_relay() {
+    // Below the 32 connections of one address.
+    const PACKAGES: usize = 30;
+    let Some(site) = Site::start(1) else { return };
+    let packages: Vec<_> =
+        (0..PACKAGES).map(|n| site.package(&format!("p{n}"), n as u64 + 1, 1_200_000)).collect();
+    site.repository.publish(&["xz"], true);
+    assert_eq!(site.apt("apt0", Some(0)).update().code, 0);
+    let refused = site.relay().metric("distd_quic_connections_refused_total");
+    let proxy = site.agents[0].said("proxy for apt on ");
+    let out = |n: usize| site.lab.path(&format!("out{n}"));
+    // Each package by a connection of its own, most at once.
+    let running: Vec<Running> = (0..PACKAGES)
+        .map(|n| {
+            let mut command = std::process::Command::new("curl");
+            command.args(["-sSf", "--proxy", &proxy, "-o"]).arg(out(n));
+            command.arg(format!("{}/{}", site.mirror.url(), packages[n].0));
+            Running::start(command)
+        })
+        .collect();
+    for (n, running) in running.into_iter().enumerate() {
+        let outcome = running.wait();
+        assert_eq!(outcome.code, 0, "{n}: {}\n{}", outcome.stderr, site.agents[0].log());
+        assert!(fs::read(out(n)).expect("read") == packages[n].1, "package {n}");
+        assert_eq!(site.mirror.asked(&format!("/{}", packages[n].0)), 1);
+    }
+    assert_eq!(site.metric(0, "relay_failed_total"), 0, "{}", site.agents[0].log());
+    assert_eq!(site.relay().metric("distd_quic_connections_refused_total"), refused);
+}
+
+#[test]
 fn a_neighbour_gives_what_it_has() {
     // No relay: the parent of both is the origin, which has no proxy.
     let lab = Lab::start();

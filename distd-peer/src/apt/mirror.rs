@@ -22,6 +22,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
@@ -40,6 +41,10 @@ const IDLE_MAX: usize = 8;
 
 /// Most hosts with idle connections.
 const HOSTS_MAX: usize = 64;
+
+/// Longest wait for a place among the requests to one server. The mirror is asked instead, before
+/// apt gives up.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
 
 /// Certificates of the authorities that the system trusts.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -62,6 +67,9 @@ pub enum MirrorError {
     /// No bytes came for too long.
     #[error("{0} sent nothing for {1} s")]
     Stalled(String, u64),
+    /// All places for requests to a node are taken.
+    #[error("too many requests to {0} are under way")]
+    Busy(String),
     /// TLS failed.
     #[error("no TLS with {0}")]
     Tls(String, #[source] io::Error),
@@ -132,6 +140,8 @@ pub(super) struct Answer {
     body: Incoming,
     /// Connection to give back when the body was read.
     sender: Option<SendRequest<String>>,
+    /// Place of the request among those to the server, taken until then.
+    place: Option<OwnedSemaphorePermit>,
     pool: Arc<Pool>,
     host: String,
     /// Longest silence.
@@ -161,6 +171,8 @@ impl Answer {
                     if let Some(sender) = self.sender.take() {
                         self.pool.put(&self.host, sender);
                     }
+                    // The next request finds the connection idle.
+                    self.place = None;
                     return Ok(None);
                 }
             }
@@ -222,14 +234,38 @@ async fn exchange(
 pub(super) struct Client {
     pool: Arc<Pool>,
     stall: Duration,
+    /// Most requests to one server at once, and so most connections; 0 for no bound.
+    places: usize,
+    taken: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// Bytes of bodies that were received.
     pub(super) received: Arc<AtomicU64>,
 }
 
 impl Client {
-    /// A client whose servers may be silent for `stall`.
-    pub(super) fn new(stall: Duration) -> Self {
-        Self { pool: Arc::default(), stall, received: Arc::default() }
+    /// A client whose servers may be silent for `stall`, and that makes at most `places` requests
+    /// to each at once; 0 for no bound.
+    pub(super) fn new(stall: Duration, places: usize) -> Self {
+        Self { pool: Arc::default(), stall, places, taken: Mutex::default(), received: Arc::default() }
+    }
+
+    /// Waits for a place for a request to `host`.
+    async fn place(&self, host: &str) -> Result<Option<OwnedSemaphorePermit>, MirrorError> {
+        if self.places == 0 {
+            return Ok(None);
+        }
+        let places = {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            if taken.len() >= HOSTS_MAX {
+                taken.retain(|_, places| Arc::strong_count(places) > 1);
+            }
+            let new = || Arc::new(Semaphore::new(self.places));
+            taken.entry(host.to_owned()).or_insert_with(new).clone()
+        };
+        let place = tokio::time::timeout(PLACE_WAIT, places.acquire_owned()).await;
+        match place {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(MirrorError::Busy(host.to_owned())),
+        }
     }
 
     /// Sends a request over an idle connection to `host`, or over one that `connect` makes.
@@ -249,9 +285,10 @@ impl Client {
             *again.headers_mut() = request.headers().clone();
             again
         };
+        let place = self.place(host).await?;
         if let Some(sender) = self.pool.take(host) {
             match exchange(sender, again(), host, self.stall).await {
-                Ok(answered) => return Ok(self.answer(host, answered)),
+                Ok(answered) => return Ok(self.answer(host, answered, place)),
                 // The server may have closed an idle connection at any time.
                 Err(MirrorError::Broken(..)) => {}
                 Err(error) => return Err(error),
@@ -265,10 +302,15 @@ impl Client {
         // The connection ends with its sender, or when the server closes it.
         tokio::spawn(connection);
         let answered = exchange(sender, again(), host, self.stall).await?;
-        Ok(self.answer(host, answered))
+        Ok(self.answer(host, answered, place))
     }
 
-    fn answer(&self, host: &str, answered: (http::Response<Incoming>, SendRequest<String>)) -> Answer {
+    fn answer(
+        &self,
+        host: &str,
+        answered: (http::Response<Incoming>, SendRequest<String>),
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Answer {
         let (response, sender) = answered;
         let (parts, body) = response.into_parts();
         Answer {
@@ -276,6 +318,7 @@ impl Client {
             headers: parts.headers,
             body,
             sender: Some(sender),
+            place,
             pool: self.pool.clone(),
             host: host.to_owned(),
             stall: self.stall,
@@ -300,7 +343,7 @@ impl Mirrors {
     pub(super) fn new(reach: Reach, stall: Duration, is_allowed: bool) -> Self {
         Self {
             reach,
-            client: Client::new(stall),
+            client: Client::new(stall, 0),
             tls: OnceLock::new(),
             silence: Silence::default(),
             is_allowed,

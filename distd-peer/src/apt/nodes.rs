@@ -45,6 +45,10 @@ const RELAY_WINDOW: Duration = Duration::from_secs(30);
 /// Time for which a node that sent wrong bytes is not asked again.
 const WRONG: Duration = Duration::from_secs(3600);
 
+/// Most requests to one node at once, each on a connection. A relay gives a device 8 connections,
+/// of which its agent and its pulls need some; a ninth would end the first.
+const REQUESTS_MAX: usize = 4;
+
 /// Most nodes that are asked for one file: absence has to be known soon.
 const ASKED_MAX: usize = 4;
 
@@ -101,7 +105,7 @@ impl Nodes {
     ) -> Self {
         tls.alpn_protocols = vec![ALPN_APT.to_vec()];
         let tls = TlsConnector::from(Arc::new(tls));
-        Self { find, name, tls, client: Client::new(stall), pace, slow, away: Mutex::default() }
+        Self { find, name, tls, client: Client::new(stall, REQUESTS_MAX), pace, slow, away: Mutex::default() }
     }
 
     /// Bytes of bodies that these nodes have sent.
@@ -162,6 +166,8 @@ impl Nodes {
                 }
                 // It does not have the file, its mirror does not, or it may not ask the mirror.
                 Ok(answer) => tracing::debug!(node, %address, status = %answer.status, "a node has no file"),
+                // Others of this proxy are asking it.
+                Err(MirrorError::Busy(_)) => tracing::debug!(node, %address, "no place among the requests"),
                 Err(error) => {
                     let text = distd_core::error::Chain(&error).to_string();
                     tracing::debug!(node, error = text, "a node does not answer for apt");
