@@ -479,7 +479,11 @@ mod tests {
 
     /// Answers one request with `answer`, and returns the request.
     async fn answer_one(listener: TcpListener, answer: String) -> String {
-        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        answer_on(stream, answer).await
+    }
+
+    async fn answer_on(mut stream: impl Wire, answer: String) -> String {
         let mut request = String::new();
         while !request.ends_with("\r\n\r\n") {
             let mut some = [0; 1000];
@@ -487,6 +491,7 @@ mod tests {
             request.push_str(&String::from_utf8_lossy(&some[..length]));
         }
         stream.write_all(answer.as_bytes()).await.expect("written");
+        stream.flush().await.expect("sent");
         request.to_lowercase()
     }
 
@@ -508,5 +513,64 @@ mod tests {
         assert_eq!(answer.status.as_u16(), 204);
         assert!(first.await.expect("asked").contains("authorization: basic"));
         assert!(!second.await.expect("asked").contains("authorization"));
+    }
+
+    /// Configuration of a server with a certificate of its own, and the certificate as PEM.
+    fn secured() -> (rustls::ServerConfig, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let chain = vec![made.cert.der().clone()];
+        (crate::trust::tls::gateway_server(chain, key).expect("a configuration"), made.cert.pem())
+    }
+
+    /// Answers one request over TLS.
+    async fn answer_over_tls(listener: TcpListener, tls: rustls::ServerConfig, answer: String) -> String {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(tls)).accept(stream).await else {
+            return String::new();
+        };
+        answer_on(stream, answer).await
+    }
+
+    #[tokio::test]
+    async fn a_redirect_may_lead_to_tls_that_the_system_trusts_and_never_back() {
+        let (tls, pem) = secured();
+        let (_, other) = secured();
+        let away = "HTTP/1.1 302 Found\r\nLocation: http://localhost/c\r\nContent-Length: 0\r\n\r\n";
+        let body = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody";
+        for (authority, answer) in [(&pem, body), (&pem, away), (&other, body)] {
+            let bind = || TcpListener::bind("127.0.0.1:0");
+            let (plain, secure) = (bind().await.expect("a listener"), bind().await.expect("a listener"));
+            let [from, to] = [&plain, &secure]
+                .map(|listener| format!("localhost:{}", listener.local_addr().expect("an address").port()));
+            let moved = format!(
+                "HTTP/1.1 301 Moved Permanently\r\nLocation: https://{to}/b\r\nContent-Length: 0\r\n\r\n"
+            );
+            let plain = tokio::spawn(answer_one(plain, moved));
+            let secure = tokio::spawn(answer_over_tls(secure, tls.clone(), answer.to_owned()));
+            let private = [&from, &to].map(|host| host.parse().expect("a pattern"));
+            let mirrors = Mirrors::new(Reach::new(&[], &private), Duration::from_secs(10), true);
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(file.path(), authority).expect("write");
+            assert!(mirrors.tls.set(connector(file.path())).is_ok());
+            let address = Address::parse(&format!("http://{from}/a")).expect("an address");
+            let answered = mirrors.get(&Method::GET, &address, &HeaderMap::new()).await;
+            match answered {
+                Ok(mut answer) => {
+                    assert_eq!(authority, &pem);
+                    assert_eq!(answer.all(10).await.expect("reads").as_deref(), Some(&b"body"[..]));
+                }
+                Err(MirrorError::Redirect(at, AddressError::Scheme)) => {
+                    assert_eq!((authority, at), (&pem, format!("https://{to}/b")));
+                }
+                Err(MirrorError::Tls(..)) => assert_eq!(authority, &other),
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(plain.await.expect("asked").starts_with("get /a "));
+            let asked = secure.await.expect("asked");
+            assert_eq!(asked.starts_with("get /b "), authority == &pem, "{asked}");
+        }
+        assert!(connector(Path::new("/nowhere")).is_none());
     }
 }
