@@ -29,8 +29,8 @@ const RESUME_PAUSE: Duration = Duration::from_millis(500);
 const MIRROR_PACE: Pace =
     Pace { silence: Duration::from_secs(5), bytes: 320 << 10, window: Duration::from_secs(10) };
 
-/// Most downloads that one request begins or joins: after wrong bytes of another's mirror, and after
-/// one that ended as it was joined.
+/// Most downloads that one request begins or joins: after wrong bytes of another's mirror, and
+/// after one that ended as it was joined.
 const ROUNDS_MAX: usize = 4;
 
 /// Largest file whose hash is verified before the response begins: a failure then has a status.

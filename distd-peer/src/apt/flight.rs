@@ -207,7 +207,8 @@ impl Flight {
         }
     }
 
-    /// The reason of the failure for the asker at `address`: that of its own mirror, if it was asked.
+    /// The reason of the failure for the asker at `address`: that of its own mirror, if it was
+    /// asked.
     pub(super) fn failure_for(&self, address: &Address, failure: Failure) -> Failure {
         let sources = self.sources();
         let own = sources.all.iter().find(|(known, _)| known == address);

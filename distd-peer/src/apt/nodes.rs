@@ -38,7 +38,8 @@ const NEIGHBOUR_PACE: Pace =
 /// Time for which a neighbour that was too slow is not asked again.
 const SLOW: Duration = Duration::from_secs(300);
 
-/// Fewest bytes of a relay in a time: its own uplink may be slow, and the mirror is behind the same.
+/// Fewest bytes of a relay in a time: its own uplink may be slow, and the mirror is behind the
+/// same.
 const RELAY_BYTES: u64 = 120 << 10;
 const RELAY_WINDOW: Duration = Duration::from_secs(30);
 
