@@ -42,8 +42,8 @@ pub(super) enum Given {
     Whole(Arc<Stored>),
     /// It arrives.
     Arriving(Arc<Flight>),
-    /// It is passed on without being kept.
-    Passed(Box<Answer>),
+    /// It is passed on without being kept, as the relay sends it that is named, or a mirror.
+    Passed(Box<Answer>, Option<String>),
 }
 
 /// Result of joining a download.
@@ -380,10 +380,10 @@ impl Proxy {
         if let Some(relays) = &self.relays {
             let now = relays.now();
             match relays.get(&now, address, &self.via(), Some(sum)).await {
-                Some((answer, _))
+                Some((answer, relay))
                     if answer.status == StatusCode::OK && answer.length() == Some(sum.bytes) =>
                 {
-                    return Ok(Given::Passed(Box::new(answer)));
+                    return Ok(Given::Passed(Box::new(answer), Some(relay)));
                 }
                 _ if now.is_empty() => {}
                 _ => count(&self.counters.relay_failed),
@@ -392,7 +392,7 @@ impl Proxy {
         let answer = self.mirrors.get(&Method::GET, address, &self.via()).await?;
         match (answer.status, answer.length()) {
             (StatusCode::OK, length) if length.is_none_or(|length| length == sum.bytes) => {
-                Ok(Given::Passed(Box::new(answer)))
+                Ok(Given::Passed(Box::new(answer), None))
             }
             (StatusCode::OK, _) => {
                 count(&self.counters.wrong);
@@ -465,10 +465,11 @@ fn range_start(answer: &Answer, bytes: u64) -> Option<u64> {
         .filter(|first| *first <= last && last < bytes)
 }
 
-/// Stream of a file that is not kept. Its last 64 KiB come when its hash is right; else the stream
-/// ends with an error.
+/// Stream of a file that is not kept, from a relay if one is named. Its last 64 KiB come when its
+/// hash is right; else the stream ends with an error, and the relay is not asked again for a while.
 pub(super) fn verified(
     answer: Answer,
+    relay: Option<String>,
     sum: Sum,
     proxy: Arc<Proxy>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
@@ -482,6 +483,9 @@ pub(super) fn verified(
     let passing = Passing { answer: Some(answer), context, held: BytesMut::new(), bytes: 0 };
     let wrong = move || {
         proxy.counters.wrong.fetch_add(1, Ordering::Relaxed);
+        if let (Some(relays), Some(relay)) = (&proxy.relays, &relay) {
+            relays.sent_wrong_bytes(relay);
+        }
         io::Error::new(io::ErrorKind::InvalidData, "the bytes are not those that the index lists")
     };
     futures::stream::try_unfold((passing, wrong), move |(mut passing, wrong)| async move {

@@ -303,9 +303,9 @@ impl Proxy {
                 let modified = flight.modified.get().copied().unwrap_or_else(|| reply::date_of(&sum.sha256));
                 Ok(reply::give(method, headers, &self.described(sum, modified), flight))
             }
-            Given::Passed(answer) => {
+            Given::Passed(answer, relay) => {
                 let modified = answer.modified().unwrap_or_else(|| reply::date_of(&sum.sha256));
-                let body = fetch::verified(*answer, sum, self.clone());
+                let body = fetch::verified(*answer, relay, sum, self.clone());
                 let mut response = Response::new(Reply::passed(body, Some(sum.bytes)));
                 reply::describe(response.headers_mut(), &self.described(sum, modified));
                 // A part cannot be verified, so the whole is sent each time.
