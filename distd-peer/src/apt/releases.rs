@@ -135,7 +135,7 @@ impl Releases {
         let of_name = |name: &str| {
             let address = suite.with_path(format!("{}{name}", suite.path));
             let known = self.get(&address)?;
-            known.sum().is_some_and(|sum| store.has(&sum.sha256)).then_some((address, known))
+            known.sum().is_some_and(|sum| store.still_has(&sum.sha256)).then_some((address, known))
         };
         let both = ["Release", "InRelease"].into_iter().filter_map(of_name);
         both.max_by_key(|(_, known)| known.is_verified)

@@ -241,6 +241,11 @@ impl Store {
         self.state().objects.contains_key(sha256)
     }
 
+    /// Whether a file is there and no command has removed it.
+    pub(super) fn still_has(&self, sha256: &Sha256) -> bool {
+        self.has(sha256) && self.path(sha256).exists()
+    }
+
     /// Opens a file, and takes note that it was used. The hash is verified when this process opens
     /// the file for the first time; a file that is damaged is removed. Blocks.
     pub fn get(&self, sha256: &Sha256) -> Option<Arc<Stored>> {
