@@ -97,7 +97,7 @@ fn a_request_that_nobody_answers_takes_no_room() {
     assert!(apt.download("kept").expect("it is here") == kept);
     site.mirror.set(Conduct::Good);
     assert_eq!(site.curl(&url, &[]).0, 200);
-    assert_eq!(site.metric("evicted_total"), 1, "it makes room when it comes");
+    assert!(site.metric("evicted_total") > 0, "it makes room when it comes");
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn an_index_that_the_relay_has_not_right_comes_from_the_mirror() {
     site.mirror.forget();
     let updated = site.apt("apt1", Some(1)).update();
     assert_eq!(updated.code, 0, "{}{}\n{}", updated.stdout, updated.stderr, site.agents[1].log());
-    assert_eq!(site.mirror.asked(&format!("/dists/{SUITE}/InRelease")), 1, "{:?}", site.mirror.all_asked());
+    assert!(site.mirror.asked(&format!("/dists/{SUITE}/InRelease")) > 0, "{:?}", site.mirror.all_asked());
     assert_eq!((site.metric(1, "signatures_refused_total"), site.metric(1, "signatures_good_total")), (1, 1));
     assert_eq!(site.metric(1, "relay_failed_total"), 1);
 }
