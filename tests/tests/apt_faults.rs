@@ -72,6 +72,21 @@ fn a_mirror_that_is_silent_costs_one_wait() {
 }
 
 #[test]
+fn the_last_release_is_given_before_apt_gives_up() {
+    // A mirror may be silent for 30 s, and so long does apt wait for the proxy.
+    let Some(mut site) = Site::start("") else { return };
+    site.repository.package("one", "1", &noise(1, 5000));
+    site.repository.publish(&["xz"], true);
+    let url = format!("{}/dists/{SUITE}/InRelease", site.mirror.url());
+    let first = site.curl(&url, &[]);
+    site.mirror.set(Conduct::Silent);
+    // The agent is started again because it asks for a Release file every 10 s at most.
+    site.restart();
+    assert_eq!(site.curl(&url, &["--max-time", "29"]), first, "{}", site.log());
+    assert_eq!((first.0, site.metric("stale_total")), (200, 1));
+}
+
+#[test]
 fn a_request_that_nobody_answers_takes_no_room() {
     let Some(site) = Site::start("stall_seconds = 1\nmax_bytes = 1000000") else { return };
     let kept = site.repository.package("kept", "1", &noise(1, 400_000));
