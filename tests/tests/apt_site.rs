@@ -187,6 +187,43 @@ fn wrong_bytes_of_a_relay_are_not_given() {
 }
 
 #[test]
+fn a_relay_with_wrong_bytes_is_left_by_a_machine_without_room_too() {
+    let Some(site) = Site::start(1) else { return };
+    let (path, content) = site.package("large", 1, 3_000_000);
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt0", Some(0));
+    assert_eq!(apt.update().code, 0);
+    apt.download("large").expect("downloads");
+    // The relay's disk goes wrong while it runs.
+    let kept = fs::read_dir(site.lab.path("relay/apt/objects")).expect("a directory").flatten();
+    let mut kept = kept.flat_map(|group| fs::read_dir(group.path()).expect("a directory").flatten());
+    let kept = kept.find(|entry| entry.metadata().is_ok_and(|meta| meta.len() == content.len() as u64));
+    let mut wrong = content.clone();
+    wrong[100_000] ^= 1;
+    fs::write(kept.expect("it is kept").path(), wrong).expect("write");
+
+    site.lab.enroll("small", &site.relay().addresses[0]);
+    let settings = format!(
+        "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"]\nmin_free_bytes = 1000000\nmax_bytes = 1000000\n\
+         use_neighbours = false\n",
+        site.mirror.address
+    );
+    site.lab.configure("small", &settings);
+    let mut command = site.lab.agent_command("small", "127.0.0.1:0");
+    command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+    let agent = Daemon::start(command, &site.lab.path("small.log"), "agent listening on ");
+    let small = site.apt("apt-small", Some(0));
+    small.set_proxy(Some(&agent.said("proxy for apt on ")));
+    assert_eq!(small.update().code, 0);
+    site.mirror.forget();
+    small.download("large").expect_err("the end of a wrong file is held back");
+    assert_eq!((agent.metric("distd_apt_wrong_total"), site.mirror.sent()), (1, 0), "{}", agent.log());
+    small.clean(false);
+    assert!(small.download("large").expect("from the mirror") == content, "{}", agent.log());
+    assert_eq!(site.mirror.asked(&format!("/{path}")), 1);
+}
+
+#[test]
 fn an_index_that_the_relay_has_not_right_comes_from_the_mirror() {
     let Some(site) = Site::start(2) else { return };
     site.package("one", 1, 10_000);
