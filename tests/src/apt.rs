@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -258,6 +258,8 @@ pub enum Conduct {
     Good,
     /// Connections are closed at once.
     Dead,
+    /// Requests are read and never answered.
+    Silent,
     /// Files of the pool have other bytes of the same length.
     Lies,
     /// Files of the pool are a page of HTML.
@@ -409,6 +411,11 @@ fn serve(stream: TcpStream, root: &Path, shared: &Shared) -> std::io::Result<()>
             let mut asked = shared.asked.lock().unwrap_or_else(PoisonError::into_inner);
             *asked.entry(path.clone()).or_default() += 1;
         }
+        if conduct == Conduct::Silent {
+            // Until the client goes away.
+            std::io::copy(&mut reader, &mut std::io::sink())?;
+            return Ok(());
+        }
         let file = root.join(path.trim_start_matches('/'));
         let is_package = path.contains(".deb") || path.ends_with(".tar.xz");
         if is_package && let Conduct::Redirects(to) = &conduct {
@@ -481,6 +488,70 @@ fn serve(stream: TcpStream, root: &Path, shared: &Shared) -> std::io::Result<()>
                     shared.sent.fetch_add(part.len() as u64, Ordering::Relaxed);
                 }
             }
+        }
+    }
+}
+
+/// Way to a server that can be made slow.
+#[derive(Debug)]
+pub struct SlowLink {
+    /// Address at which the server is reached through it.
+    pub address: SocketAddr,
+    is_slow: Arc<AtomicBool>,
+    connections: Arc<AtomicU64>,
+}
+
+impl SlowLink {
+    /// Bytes of a second when it is slow.
+    const SLOW: usize = 5000;
+
+    /// Carries what is sent to and from the server at `to`.
+    ///
+    /// # Panics
+    /// When no port is free.
+    pub fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (is_slow, connections) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (slow, counted) = (is_slow.clone(), connections.clone());
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let Ok(far) = TcpStream::connect(to) else { continue };
+                let (Ok(reader), Ok(writer)) = (near.try_clone(), far.try_clone()) else { continue };
+                let slow = slow.clone();
+                // An end that goes away ends the threads with an error, which is nobody's concern.
+                std::thread::spawn(move || drop(carry(reader, writer, &AtomicBool::new(false))));
+                std::thread::spawn(move || drop(carry(far, near, &slow)));
+            }
+        });
+        Self { address, is_slow, connections }
+    }
+
+    /// Makes the way back slow.
+    pub fn slow_down(&self) {
+        self.is_slow.store(true, Ordering::Relaxed);
+    }
+
+    /// Connections that were made through it.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// Carries bytes until an end closes.
+fn carry(mut from: TcpStream, mut to: TcpStream, is_slow: &AtomicBool) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let slow = is_slow.load(Ordering::Relaxed);
+        let most = if slow { SlowLink::SLOW / 10 } else { buffer.len() };
+        let read = from.read(&mut buffer[..most])?;
+        if read == 0 {
+            return to.shutdown(std::net::Shutdown::Both);
+        }
+        to.write_all(&buffer[..read])?;
+        if slow {
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 }

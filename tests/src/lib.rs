@@ -2,6 +2,7 @@
 //! send through it.
 
 pub mod apt;
+pub mod apt_site;
 pub mod artifacts;
 pub mod disks;
 pub mod faults;

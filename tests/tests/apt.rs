@@ -4,111 +4,10 @@ use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
-use distd_tests::Rng;
 use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE, configuration_in_root};
-use distd_tests::lab::{Daemon, Lab, Outcome, Running, run, wait_until};
+use distd_tests::apt_site::{Site, noise, ok};
+use distd_tests::lab::{Running, run, wait_until};
 use distd_tests::later::LaterDebian;
-
-/// A realm, a repository with its mirror, and a device with a proxy.
-struct Site {
-    agent: Option<Daemon>,
-    proxy: String,
-    mirror: Mirror,
-    repository: Repository,
-    lab: Lab,
-}
-
-impl Site {
-    /// `None` where a tool is missing. `settings` are lines of the section `[apt]`.
-    fn start(settings: &str) -> Option<Self> {
-        Self::start_with(settings, &[])
-    }
-
-    /// Likewise, with more hosts that may be private.
-    fn start_with(settings: &str, private: &[String]) -> Option<Self> {
-        let lab = Lab::start();
-        let repository = Repository::new(&lab.path(""))?;
-        let mirror = Mirror::start(&repository.root);
-        lab.enroll("till", lab.quic());
-        let mut site = Self { agent: None, proxy: String::new(), mirror, repository, lab };
-        let etc = site.lab.path("keys");
-        fs::create_dir_all(etc.join("trusted.gpg.d")).expect("a directory");
-        site.lab.configure("till", &site.section(settings, private));
-        site.restart();
-        Some(site)
-    }
-
-    fn section(&self, settings: &str, private: &[String]) -> String {
-        let private: String = private.iter().map(|host| format!(", \"{host}\"")).collect();
-        format!(
-            "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"{private}]\netc = \"{}\"\nmin_free_bytes = 1000000\n\
-             {settings}\n",
-            self.mirror.address,
-            self.lab.path("keys").display()
-        )
-    }
-
-    fn agent(&self) -> &Daemon {
-        self.agent.as_ref().expect("it runs")
-    }
-
-    /// Ends the agent as a power cut would, and starts it again.
-    fn restart(&mut self) {
-        drop(self.agent.take());
-        let mut command = self.lab.agent_command("till", "127.0.0.1:0");
-        command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
-        let agent = Daemon::start(command, &self.lab.path("till.log"), "agent listening on ");
-        self.proxy = agent.said("proxy for apt on ");
-        self.agent = Some(agent);
-    }
-
-    /// Lets the device know the key of the repository.
-    fn trust_key(&self) {
-        let to = self.lab.path("keys/trusted.gpg.d/test.gpg");
-        fs::copy(&self.repository.keyring, to).expect("copy");
-    }
-
-    fn sources(&self) -> String {
-        let (key, url) = (self.repository.keyring.display(), self.mirror.url());
-        format!("deb [signed-by={key}] {url} {SUITE} main\ndeb-src [signed-by={key}] {url} {SUITE} main\n")
-    }
-
-    /// An apt that goes through the proxy.
-    fn apt(&self, name: &str) -> Apt {
-        Apt::new(&self.lab.path(name), &self.sources(), Some(&self.proxy))
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        self.agent().metric(&format!("distd_apt_{name}"))
-    }
-
-    /// Runs curl through the proxy; returns status and body.
-    fn curl(&self, url: &str, args: &[&str]) -> (u16, Vec<u8>) {
-        let mut command = Command::new("curl");
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.args(["-sS", "--path-as-is", "--proxy", &self.proxy, "-w", "%{stderr}%{http_code}"]);
-        let output = command.args(args).arg(url).output().expect("run curl");
-        let text = String::from_utf8_lossy(&output.stderr);
-        (text[text.len().saturating_sub(3)..].parse().unwrap_or(0), output.stdout)
-    }
-
-    fn log(&self) -> String {
-        self.agent().log()
-    }
-
-    /// Runs `distd apt` on the device.
-    fn distd(&self, args: &[&str]) -> Outcome {
-        run(self.lab.command("till").arg("apt").args(args))
-    }
-}
-
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    Rng::new(seed).bytes(bytes)
-}
-
-fn ok(outcome: Outcome, log: &str) {
-    assert_eq!(outcome.code, 0, "{}{}\n{log}", outcome.stdout, outcome.stderr);
-}
 
 #[test]
 fn apt_installs_cold_warm_and_offline() {
@@ -237,63 +136,6 @@ fn packages_of_a_patched_index_are_listed() {
 }
 
 #[test]
-fn a_mirror_that_misbehaves_fills_no_cache_and_delivers_nothing_wrong() {
-    let Some(site) = Site::start("stall_seconds = 1") else { return };
-    let small = site.repository.package("small", "1", &noise(1, 200_000));
-    let large = site.repository.package("large", "1", &noise(2, 4_000_000));
-    let bytes = |path: &str| fs::read(site.repository.root.join(path)).expect("read");
-    let (small, large) = ((bytes(&small), small), (bytes(&large), large));
-    site.repository.publish(&["xz"], true);
-    let apt = site.apt("apt");
-    ok(apt.update(), &site.log());
-    let kept = site.metric("store_bytes");
-    let inward = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let inward = format!("http://{}/secret.deb", inward.local_addr().expect("an address"));
-    let url = |path: &str| format!("{}/{path}", site.mirror.url());
-    let with_apt = [Conduct::Lies, Conduct::Html, Conduct::Redirects(inward.clone()), Conduct::Dead];
-    for (conduct, status) in [
-        (Conduct::Lies, 502),
-        (Conduct::Html, 502),
-        (Conduct::Redirects(inward), 403),
-        (Conduct::Redirects("http://169.254.169.254/latest/meta-data".into()), 403),
-        (Conduct::Redirects("http://[::ffff:127.0.0.1]/x".into()), 403),
-        (Conduct::Redirects("file:///etc/passwd".into()), 403),
-        (Conduct::Redirects(url(&small.1)), 403),
-        (Conduct::Dead, 504),
-        (Conduct::Stalls(0), 504),
-        (Conduct::ClosesEarly(0, 100), 504),
-    ] {
-        site.mirror.set(conduct.clone());
-        let (answered, body) = site.curl(&url(&small.1), &[]);
-        assert_eq!(answered, status, "{conduct:?}: {}\n{}", String::from_utf8_lossy(&body), site.log());
-        if with_apt.contains(&conduct) {
-            apt.download("small").expect_err("nothing is delivered");
-            apt.clean(false);
-        }
-        assert_eq!(site.metric("store_bytes"), kept, "{conduct:?}: nothing is kept");
-    }
-    // A large file is read while it arrives; a wrong one has no end.
-    site.mirror.set(Conduct::Lies);
-    let (answered, body) = site.curl(&url(&large.1), &[]);
-    assert_eq!(answered, 200);
-    assert!(body.len() < large.0.len(), "the last part of a wrong file is held back");
-    apt.download("large").expect_err("nothing wrong is delivered");
-    apt.clean(false);
-    assert_eq!(site.metric("store_bytes"), kept);
-    assert!(site.metric("wrong_total") >= 4, "{}", site.log());
-
-    // A mirror that breaks off is asked for the rest.
-    let before = site.metric("resumed_total");
-    site.mirror.set(Conduct::ClosesEarly(1_000_000, 2));
-    assert!(apt.download("large").expect("downloads") == large.0);
-    assert_eq!(site.metric("resumed_total") - before, 2);
-    site.mirror.set(Conduct::Good);
-    assert!(apt.download("small").expect("downloads") == small.0);
-    assert!(site.metric("store_bytes") > kept);
-    assert_eq!(site.metric("unlisted_total"), 0);
-}
-
-#[test]
 fn the_modes_of_signatures_take_and_refuse() {
     let Some(mut site) = Site::start("") else { return };
     site.repository.package("one", "1", &noise(1, 1000));
@@ -305,15 +147,19 @@ fn the_modes_of_signatures_take_and_refuse() {
     let root = site.repository.root.clone();
     let url = format!("{}/{release}", site.mirror.url());
     let ask = |site: &Site| site.curl(&url, &[]).0;
-    let forget = |site: &mut Site, mode: &str| {
+    let set_mode = |site: &mut Site, mode: &str| {
         drop(site.agent.take());
-        fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
         let path = site.lab.path("till/client.toml");
         let text = fs::read_to_string(&path).expect("read");
         let text: String =
             text.lines().filter(|line| !line.starts_with("signatures")).map(|l| format!("{l}\n")).collect();
         fs::write(&path, format!("{text}signatures = \"{mode}\"\n")).expect("write");
         site.restart();
+    };
+    let forget = |site: &mut Site, mode: &str| {
+        drop(site.agent.take());
+        fs::remove_dir_all(site.lab.path("till/apt")).expect("remove");
+        set_mode(site, mode);
     };
     // No key is here: auto takes it, enforce refuses it.
     assert_eq!((ask(&site), site.metric("signatures_unchecked_total")), (200, 1));
@@ -343,6 +189,45 @@ fn the_modes_of_signatures_take_and_refuse() {
             assert_eq!(ask(&site), 200, "{mode}, after {what}");
         }
     }
+    // What a key has signed stays when the check is off, and when the plain file of the same suite
+    // comes without a signature.
+    let good = fs::read(root.join(&release)).expect("read");
+    let plain = format!("dists/{SUITE}/Release");
+    let names = |site: &Site| {
+        let names = fs::read_dir(site.lab.path("till/apt/names")).expect("a directory").flatten();
+        let mut names: Vec<_> =
+            names.map(|entry| (entry.file_name(), entry.metadata().map(|m| m.len()).ok())).collect();
+        names.sort();
+        names
+    };
+    forget(&mut site, "auto");
+    assert_eq!(ask(&site), 200);
+    let signature = fs::read(root.join(format!("{plain}.gpg"))).expect("read");
+    fs::remove_file(root.join(format!("{plain}.gpg"))).expect("remove");
+    assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 502, "the suite has a key");
+    let verified = names(&site);
+    assert_eq!(verified.len(), 1);
+    for mode in ["warn", "off"] {
+        set_mode(&mut site, mode);
+        let foreign = fs::read(other.root.join(&release)).expect("read");
+        site.repository.replace(&release, &foreign);
+        let (status, body) = site.curl(&url, &[]);
+        assert!(status == 200 && body == foreign, "{mode}: apt decides");
+        assert_eq!(site.curl(&url.replace("InRelease", "Release"), &[]).0, 200);
+        assert_eq!(names(&site), verified, "{mode}: {}", site.log());
+        // A file that the other one may name otherwise is not held against the verified names.
+        let index = format!("dists/{SUITE}/main/binary-amd64/Packages.xz");
+        let kept = fs::read(root.join(&index)).expect("read");
+        site.repository.replace(&index, b"another");
+        assert_eq!(site.curl(&format!("{}/{index}", site.mirror.url()), &[]), (200, b"another".to_vec()));
+        site.repository.replace(&index, &kept);
+        site.mirror.set(Conduct::Dead);
+        site.restart();
+        assert_eq!(site.curl(&url, &[]), (200, good.clone()), "{mode}, offline");
+        site.mirror.set(Conduct::Good);
+    }
+    site.repository.replace(&release, &good);
+    site.repository.replace(&format!("{plain}.gpg"), &signature);
     // A signature beside the file.
     forget(&mut site, "enforce");
     fs::remove_file(root.join(&release)).expect("remove");
@@ -429,100 +314,6 @@ fn only_hosts_on_the_list_are_asked_and_idle_tunnels_end() {
     assert_eq!(&echoed, b"through");
     assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "nothing moves, so the tunnel ends");
     assert_eq!((site.metric("tunnels_total"), site.metric("tunnels_idle_total")), (1, 1));
-}
-
-#[test]
-fn hostile_clients_harm_nobody_else() {
-    use std::io::{Read, Write};
-    let Some(site) = Site::start("") else { return };
-    let large = site.repository.package("large", "1", &noise(2, 20_000_000));
-    let bytes = fs::read(site.repository.root.join(&large)).expect("read");
-    site.repository.publish(&["xz"], true);
-    let apt = site.apt("apt");
-    ok(apt.update(), &site.log());
-    let url = format!("{}/{large}", site.mirror.url());
-    let at = site.proxy.trim_start_matches("http://").to_owned();
-    // Clients that ask for a large file and read a byte, one after the other.
-    let mut slow: Vec<_> = (0..40)
-        .map(|_| {
-            let mut stream = std::net::TcpStream::connect(&at).expect("connects");
-            write!(stream, "GET {url} HTTP/1.1\r\nHost: x\r\n\r\n").expect("write");
-            stream
-        })
-        .collect();
-    let mut byte = [0];
-    slow[39].read_exact(&mut byte).expect("a byte");
-    assert!(apt.download("large").expect("downloads") == bytes);
-    assert_eq!(site.mirror.asked(&format!("/{large}")), 1, "one download for all");
-    assert!(site.metric("connections_refused_total") >= 8, "those above 32 of one address made room");
-    drop(slow);
-
-    for (range, status, length) in [
-        ("0-9,5-14", 200, bytes.len()),
-        ("0-0,0-0,0-0,0-0", 200, bytes.len()),
-        ("10-99999999999999999999999", 206, bytes.len() - 10),
-        ("99999999999999999999999-", 416, 0),
-        ("-5", 206, 5),
-        ("5-2", 200, bytes.len()),
-    ] {
-        let (answered, body) = site.curl(&url, &["-H", &format!("Range: bytes={range}")]);
-        assert_eq!((answered, body.len()), (status, length), "{range}");
-    }
-    let many = (0..3000).map(|n| format!("{n}-{n}")).collect::<Vec<_>>().join(",");
-    let (answered, _) = site.curl(&url, &["-H", &format!("Range: bytes={many}")]);
-    assert!(answered == 431 || answered == 200, "{answered}");
-    // Pieces that are no HTTP, and heads without end.
-    for junk in
-        [&b"\x16\x03\x01\x02"[..], b"GET http://h\x00/ HTTP/1.1\r\n\r\n", b"\r\n\r\n\r\n", &[b'a'; 70_000]]
-    {
-        let mut stream = std::net::TcpStream::connect(&at).expect("connects");
-        let _ = stream.write_all(junk);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut out = Vec::new();
-        let _ = stream.read_to_end(&mut out);
-        let out = String::from_utf8_lossy(&out);
-        assert!(out.is_empty() || out.starts_with("HTTP/1.1 4"), "{out}");
-    }
-    apt.clean(false);
-    assert!(apt.download("large").expect("downloads") == bytes);
-}
-
-#[test]
-fn a_full_disk_still_serves() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("NOT RUN: only root can mount a small disk");
-        return;
-    }
-    let Some(mut site) = Site::start("") else { return };
-    drop(site.agent.take());
-    let cache = site.lab.path("small");
-    fs::create_dir_all(&cache).expect("a directory");
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(&cache)).ok();
-    let path = site.lab.path("till/client.toml");
-    let text =
-        fs::read_to_string(&path).expect("read").replace("min_free_bytes = 1000000", "min_free_bytes = 0");
-    fs::write(&path, format!("{text}directory = \"{}\"\n", cache.display())).expect("write");
-    site.restart();
-    let large = site.repository.package("large", "1", &noise(2, 4_000_000));
-    let bytes = fs::read(site.repository.root.join(&large)).expect("read");
-    site.repository.publish(&["xz"], true);
-    let apt = site.apt("apt");
-    ok(apt.update(), &site.log());
-    // More than the disk has: passed on, and verified on the way.
-    assert!(apt.download("large").expect("downloads") == bytes, "{}", site.log());
-    assert!(site.metric("unstored_total") > 0);
-    apt.clean(false);
-    site.mirror.set(Conduct::Lies);
-    apt.download("large").expect_err("nothing wrong is delivered");
-    site.mirror.set(Conduct::Good);
-    // No room at all, not even for an index.
-    let fill = cache.join("fill");
-    let _ = fs::write(&fill, vec![0; 4 << 20]);
-    let second = site.apt("second");
-    ok(second.update(), &site.log());
-    assert!(second.download("large").expect("downloads") == bytes, "{}", site.log());
-    drop(site.agent.take());
-    run(Command::new("umount").arg(&cache)).ok();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use distd_peer::trust::identity::NodeIdentity;
 use distd_tests::Rng;
-use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE};
+use distd_tests::apt::{Apt, Conduct, Mirror, Repository, SUITE, SlowLink};
 use distd_tests::lab::{Daemon, Lab, Running};
 
 /// Length of the package that all install. `DISTD_TEST_APT_BYTES` has another: 100 MB is what
@@ -187,6 +187,98 @@ fn wrong_bytes_of_a_relay_are_not_given() {
 }
 
 #[test]
+fn a_relay_with_wrong_bytes_is_left_by_a_machine_without_room_too() {
+    let Some(site) = Site::start(1) else { return };
+    let (path, content) = site.package("large", 1, 3_000_000);
+    site.repository.publish(&["xz"], true);
+    let apt = site.apt("apt0", Some(0));
+    assert_eq!(apt.update().code, 0);
+    apt.download("large").expect("downloads");
+    // The relay's disk goes wrong while it runs.
+    let kept = fs::read_dir(site.lab.path("relay/apt/objects")).expect("a directory").flatten();
+    let mut kept = kept.flat_map(|group| fs::read_dir(group.path()).expect("a directory").flatten());
+    let kept = kept.find(|entry| entry.metadata().is_ok_and(|meta| meta.len() == content.len() as u64));
+    let mut wrong = content.clone();
+    wrong[100_000] ^= 1;
+    fs::write(kept.expect("it is kept").path(), wrong).expect("write");
+
+    site.lab.enroll("small", &site.relay().addresses[0]);
+    let settings = format!(
+        "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"]\nmin_free_bytes = 1000000\nmax_bytes = 1000000\n\
+         use_neighbours = false\n",
+        site.mirror.address
+    );
+    site.lab.configure("small", &settings);
+    let mut command = site.lab.agent_command("small", "127.0.0.1:0");
+    command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+    let agent = Daemon::start(command, &site.lab.path("small.log"), "agent listening on ");
+    let small = site.apt("apt-small", Some(0));
+    small.set_proxy(Some(&agent.said("proxy for apt on ")));
+    assert_eq!(small.update().code, 0);
+    site.mirror.forget();
+    small.download("large").expect_err("the end of a wrong file is held back");
+    assert_eq!((agent.metric("distd_apt_wrong_total"), site.mirror.sent()), (1, 0), "{}", agent.log());
+    small.clean(false);
+    assert!(small.download("large").expect("from the mirror") == content, "{}", agent.log());
+    assert_eq!(site.mirror.asked(&format!("/{path}")), 1);
+}
+
+#[test]
+fn an_index_that_the_relay_has_not_right_comes_from_the_mirror() {
+    let Some(site) = Site::start(2) else { return };
+    site.package("one", 1, 10_000);
+    site.repository.publish(&["xz"], true);
+    fs::create_dir_all(site.lab.path("keys/trusted.gpg.d")).expect("a directory");
+    fs::copy(&site.repository.keyring, site.lab.path("keys/trusted.gpg.d/test.gpg")).expect("copy");
+    assert_eq!(site.apt("apt0", Some(0)).update().code, 0);
+    // The relay gives the file that it has for 10 s, and does not read it again.
+    let release = site.repository.root.join(format!("dists/{SUITE}/InRelease"));
+    let content = fs::read_to_string(&release).expect("read");
+    let kept = fs::read_dir(site.lab.path("relay/apt/objects")).expect("a directory").flatten();
+    let kept = kept.flat_map(|group| fs::read_dir(group.path()).expect("a directory").flatten());
+    let kept =
+        kept.map(|entry| entry.path()).find(|path| fs::read(path).is_ok_and(|has| has == content.as_bytes()));
+    fs::write(kept.expect("it is kept"), content.replace("Origin: Test", "Origin: Evil")).expect("write");
+    site.mirror.forget();
+    let updated = site.apt("apt1", Some(1)).update();
+    assert_eq!(updated.code, 0, "{}{}\n{}", updated.stdout, updated.stderr, site.agents[1].log());
+    assert!(site.mirror.asked(&format!("/dists/{SUITE}/InRelease")) > 0, "{:?}", site.mirror.all_asked());
+    assert_eq!((site.metric(1, "signatures_refused_total"), site.metric(1, "signatures_good_total")), (1, 1));
+    assert_eq!(site.metric(1, "relay_failed_total"), 1);
+}
+
+#[test]
+fn many_requests_of_one_machine_share_its_places_at_the_relay() {
+    // Below the 32 connections of one address.
+    const PACKAGES: usize = 30;
+    let Some(site) = Site::start(1) else { return };
+    let packages: Vec<_> =
+        (0..PACKAGES).map(|n| site.package(&format!("p{n}"), n as u64 + 1, 1_200_000)).collect();
+    site.repository.publish(&["xz"], true);
+    assert_eq!(site.apt("apt0", Some(0)).update().code, 0);
+    let refused = site.relay().metric("distd_quic_connections_refused_total");
+    let proxy = site.agents[0].said("proxy for apt on ");
+    let out = |n: usize| site.lab.path(&format!("out{n}"));
+    // Each package by a connection of its own, most at once.
+    let running: Vec<Running> = (0..PACKAGES)
+        .map(|n| {
+            let mut command = std::process::Command::new("curl");
+            command.args(["-sSf", "--proxy", &proxy, "-o"]).arg(out(n));
+            command.arg(format!("{}/{}", site.mirror.url(), packages[n].0));
+            Running::start(command)
+        })
+        .collect();
+    for (n, running) in running.into_iter().enumerate() {
+        let outcome = running.wait();
+        assert_eq!(outcome.code, 0, "{n}: {}\n{}", outcome.stderr, site.agents[0].log());
+        assert!(fs::read(out(n)).expect("read") == packages[n].1, "package {n}");
+        assert_eq!(site.mirror.asked(&format!("/{}", packages[n].0)), 1);
+    }
+    assert_eq!(site.metric(0, "relay_failed_total"), 0, "{}", site.agents[0].log());
+    assert_eq!(site.relay().metric("distd_quic_connections_refused_total"), refused);
+}
+
+#[test]
 fn a_neighbour_gives_what_it_has() {
     // No relay: the parent of both is the origin, which has no proxy.
     let lab = Lab::start();
@@ -263,4 +355,70 @@ fn a_neighbour_gives_what_it_has() {
         &format!("https://{}/", has.addresses[0]),
     ]));
     assert_ne!(refused.code, 0, "{}", refused.stdout);
+}
+
+#[test]
+fn a_slow_neighbour_is_left_and_not_asked_again() {
+    let lab = Lab::start();
+    let Some(repository) = Repository::new(&lab.path("")) else { return };
+    let mirror = Mirror::start(&repository.root);
+    let paths = ["one", "two"].map(|name| {
+        repository.package(
+            name,
+            "1",
+            &Rng::new(name.len() as u64 + u64::from(name.as_bytes()[0])).bytes(3_000_000),
+        )
+    });
+    let contents = paths.each_ref().map(|path| fs::read(repository.root.join(path)).expect("read"));
+    repository.publish(&["xz"], true);
+    let start = |name: &str| {
+        lab.enroll(name, lab.quic());
+        lab.configure(
+            name,
+            &format!(
+                "\n[apt]\nlisten = \"127.0.0.1:0\"\nprivate_hosts = [\"{}\"]\nmin_free_bytes = 1000000\n",
+                mirror.address
+            ),
+        );
+    };
+    let agent = |name: &str| {
+        let mut command = lab.agent_command(name, "127.0.0.1:0");
+        command.args(["--metrics", "127.0.0.1:0"]).env("DISTD_LOG", "info");
+        Daemon::start(command, &lab.path(&format!("{name}.log")), "agent listening on ")
+    };
+    let apt = |name: &str, agent: &Daemon| {
+        let sources =
+            format!("deb [signed-by={}] {} {SUITE} main\n", repository.keyring.display(), mirror.url());
+        Apt::new(&lab.path(&format!("apt-{name}")), &sources, Some(&agent.said("proxy for apt on ")))
+    };
+    start("has");
+    let has = agent("has");
+    let first = apt("has", &has);
+    assert_eq!(first.update().code, 0);
+    for (name, content) in ["one", "two"].into_iter().zip(&contents) {
+        assert!(first.download(name).expect("downloads") == *content);
+    }
+    let link = SlowLink::start(has.addresses[0].parse().expect("an address"));
+    start("asks");
+    let near = format!(
+        "[{{\"node\":\"{}\",\"address\":\"{}\",\"heard\":{}}}]",
+        node_id(&lab, "has"),
+        link.address,
+        u64::MAX >> 1
+    );
+    fs::write(lab.path("asks/neighbours.json"), &near).expect("write");
+    let asks = agent("asks");
+    let second = apt("asks", &asks);
+    assert_eq!(second.update().code, 0);
+    assert_eq!(asks.metric("distd_apt_neighbour_files_total"), 1, "the index: {}", asks.log());
+    // Its line becomes slow: what it has sent is kept, the rest comes from the mirror.
+    mirror.forget();
+    link.slow_down();
+    assert!(second.download("one").expect("downloads") == contents[0], "{}", asks.log());
+    assert_eq!(mirror.asked(&format!("/{}", paths[0])), 1);
+    assert!(mirror.sent() < contents[0].len() as u64, "{} bytes", mirror.sent());
+    let connections = link.connections();
+    mirror.forget();
+    assert!(second.download("two").expect("downloads") == contents[1]);
+    assert_eq!((link.connections(), mirror.sent()), (connections, contents[1].len() as u64));
 }

@@ -14,16 +14,24 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use super::Proxy;
 use super::address::Address;
 use super::counters::count;
-use super::flight::{Failure, Flight, HELD_BACK, Writer};
+use super::flight::{Failure, Flight, HELD_BACK, Pace, Taken, Writer};
 use super::index::Sum;
-use super::mirror::{self, Answer};
+use super::mirror::{self, Answer, MirrorError};
 use super::nodes::Nodes;
 use super::reply::{date, date_of};
-use super::store::{Partial, Stored, finish};
+use super::store::{Stored, finish};
 
 /// Times that a download goes on after a mirror broke off, and the pause before each.
 const RESUMED_MAX: u32 = 5;
 const RESUME_PAUSE: Duration = Duration::from_millis(500);
+
+/// Pace below which a mirror is left for that of another asker. Alone, it may be as slow as it is.
+const MIRROR_PACE: Pace =
+    Pace { silence: Duration::from_secs(5), bytes: 320 << 10, window: Duration::from_secs(10) };
+
+/// Most downloads that one request begins or joins: after wrong bytes of another's mirror, and
+/// after one that ended as it was joined.
+const ROUNDS_MAX: usize = 4;
 
 /// Largest file whose hash is verified before the response begins: a failure then has a status.
 const WHOLE_FIRST_BYTES: u64 = 1 << 20;
@@ -34,14 +42,16 @@ pub(super) enum Given {
     Whole(Arc<Stored>),
     /// It arrives.
     Arriving(Arc<Flight>),
-    /// It is passed on without being kept.
-    Passed(Box<Answer>),
+    /// It is passed on without being kept, as the relay sends it that is named, or a mirror.
+    Passed(Box<Answer>, Option<String>),
 }
 
 /// Result of joining a download.
 enum Joined {
     /// It is under way.
     Flight(Arc<Flight>),
+    /// It is under way, and asks no further mirror.
+    Ending(Arc<Flight>),
     /// It has ended: the file is in the cache.
     Ended,
     /// There is no room for the file.
@@ -68,10 +78,18 @@ impl Proxy {
             count(&self.counters.hits);
             return Ok(Given::Whole(stored));
         }
-        // A second time when a node sent wrong bytes: the mirror alone is asked then.
-        for is_last in [false, true] {
-            let flight = match self.join(address, sum, is_last) {
+        let fits = self.store.may_fit(sum.bytes);
+        for round in 0..ROUNDS_MAX {
+            // After wrong bytes the mirrors alone are asked.
+            let flight = match self.join(address, sum, round > 0, fits) {
                 Joined::Flight(flight) => flight,
+                Joined::Ending(flight) => {
+                    // It has no use for this mirror any more.
+                    if let Ok(stored) = flight.ended().await {
+                        return Ok(Given::Whole(stored));
+                    }
+                    continue;
+                }
                 Joined::Ended => match self.cached(&sum).await {
                     Some(stored) => return Ok(Given::Whole(stored)),
                     None => continue,
@@ -80,25 +98,34 @@ impl Proxy {
             };
             let got = match whole || sum.bytes <= WHOLE_FIRST_BYTES {
                 true => flight.ended().await.map(Given::Whole),
-                false => flight.begun().await.map(|()| Given::Arriving(flight)),
+                false => flight.begun().await.map(|()| Given::Arriving(flight.clone())),
             };
             match got {
-                Err(Failure::WrongBytes(_))
-                    if !is_last && (self.relays.is_some() || self.neighbours.is_some()) => {}
+                Ok(given) => return Ok(given),
                 Err(Failure::Disk) => break,
-                got => return got,
+                Err(failure) => {
+                    let failure = flight.failure_for(address, failure);
+                    let is_of_nodes = round == 0 && (self.relays.is_some() || self.neighbours.is_some());
+                    let may_differ = is_of_nodes || flight.is_of_others(address);
+                    if !matches!(failure, Failure::WrongBytes(_)) || !may_differ || round + 1 == ROUNDS_MAX {
+                        return Err(failure);
+                    }
+                }
             }
         }
         self.pass_on(address, sum).await
     }
 
-    /// Joins the download of a file, or begins one; with `is_last` from the mirror alone.
-    fn join(self: &Arc<Self>, address: &Address, sum: Sum, is_last: bool) -> Joined {
+    /// Joins the download of a file, or begins one if it `fits`; with `is_last` from mirrors alone.
+    fn join(self: &Arc<Self>, address: &Address, sum: Sum, is_last: bool, fits: bool) -> Joined {
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&sum.sha256)
             && flight.sum == sum
             && !flight.is_over()
         {
+            if !flight.offer(address) {
+                return Joined::Ending(flight.clone());
+            }
             count(&self.counters.joined);
             return Joined::Flight(flight.clone());
         }
@@ -107,26 +134,19 @@ impl Proxy {
         if self.store.has(&sum.sha256) {
             return Joined::Ended;
         }
-        let begun = self
-            .store
-            .begin(sum.bytes)
-            .map(|partial| Flight::new(sum, &partial).map(|flight| (flight, partial)));
-        let (flight, partial) = match begun {
-            Some(Ok(begun)) => begun,
-            Some(Err(error)) => {
-                tracing::warn!(error = %Chain(&error), "a download cannot begin");
-                return Joined::NoRoom;
-            }
-            None => return Joined::NoRoom,
-        };
+        if !fits {
+            return Joined::NoRoom;
+        }
+        let flight = Flight::new(sum);
+        flight.offer(address);
         flights.insert(sum.sha256, flight.clone());
         drop(flights);
         count(&self.counters.downloads);
-        let (proxy, address, under_way) = (self.clone(), address.clone(), flight.clone());
+        let (proxy, name, under_way) = (self.clone(), address.name().to_owned(), flight.clone());
         tokio::spawn(async move {
-            let end = proxy.download(&under_way, partial, &address, is_last).await;
+            let end = proxy.download(&under_way, &name, is_last).await;
             if let Err(failure) = &end {
-                tracing::info!(%address, %failure, "a download failed");
+                tracing::info!(name, %failure, "a download failed");
                 if matches!(failure, Failure::WrongBytes(_)) {
                     count(&proxy.counters.wrong);
                     proxy.was_wrong(&under_way.sum);
@@ -141,34 +161,32 @@ impl Proxy {
         Joined::Flight(flight)
     }
 
-    /// Downloads a file into the cache.
+    /// Downloads a file into the cache, under a name that commands show.
     async fn download(
         self: &Arc<Self>,
         flight: &Arc<Flight>,
-        partial: Partial,
-        address: &Address,
+        name: &str,
         is_last: bool,
     ) -> Result<Arc<Stored>, Failure> {
         let Ok(_permit) = self.downloads.acquire().await else {
             return Err(Failure::Unreachable("the proxy stops".into()));
         };
-        let mut writer = Writer::new(flight, &partial).map_err(|_| Failure::Disk)?;
+        let mut writer = Writer::new(flight, &self.store);
         let senders = match is_last {
-            false => self.download_from_nodes(flight, &mut writer, address).await?,
+            false => self.download_from_nodes(flight, &mut writer).await?,
             true => Vec::new(),
         };
-        if writer.written < flight.sum.bytes || senders.is_empty() {
-            self.download_from_mirror(flight, &mut writer, address).await?;
+        if !writer.is_whole() {
+            self.download_from_mirrors(flight, &mut writer).await?;
         }
-        if !writer.is_right() {
+        let Some(partial) = writer.finish() else {
             for (nodes, sender) in senders {
                 nodes.sent_wrong_bytes(&sender);
             }
             return Err(Failure::WrongBytes("the bytes are not those that the index lists".into()));
-        }
+        };
         let modified = *flight.modified.get_or_init(|| date_of(&flight.sum.sha256));
-        let sum = flight.sum;
-        let name = address.name().to_owned();
+        let (sum, name) = (flight.sum, name.to_owned());
         let kept = tokio::task::spawn_blocking(move || partial.keep(sum, modified, &name)).await;
         match kept {
             Ok(Ok(stored)) => Ok(stored),
@@ -180,64 +198,117 @@ impl Proxy {
         }
     }
 
-    /// Takes the file, or its beginning, from a neighbour or a relay. Returns the nodes that sent
-    /// some of it.
+    /// Takes the file, or parts of it, from neighbours and relays, one after the other. Returns
+    /// those that sent some of it.
     async fn download_from_nodes(
         &self,
         flight: &Arc<Flight>,
         writer: &mut Writer,
-        address: &Address,
     ) -> Result<Vec<(&Nodes, String)>, Failure> {
+        let Some(address) = flight.first_source() else { return Ok(Vec::new()) };
         let mut senders = Vec::new();
         let of_neighbours =
             self.neighbours.as_ref().map(|nodes| (nodes, &self.counters.neighbour_files, None));
         let failed = Some(&self.counters.relay_failed);
         let of_relays = self.relays.as_ref().map(|nodes| (nodes, &self.counters.relay_files, failed));
+        // Without a mirror, a slow relay is better than none.
+        let (is_mirrored, has_relays) = (self.settings.asks_mirrors, self.relays.is_some());
         for (nodes, files, failed) in of_neighbours.into_iter().chain(of_relays) {
             let now = nodes.now();
             if now.is_empty() {
                 continue;
             }
-            if let Some((mut answer, sender)) = nodes.get(&now, address, &self.via(), Some(flight.sum)).await
-                && answer.status == StatusCode::OK
-                && answer.length() == Some(flight.sum.bytes)
-            {
-                self.note_date(flight, &answer);
-                senders.push((nodes, sender));
-                match writer.take(&mut answer, 0).await {
-                    Ok(()) => {
+            let may_leave = || is_mirrored || (has_relays && failed.is_none());
+            for node in &now {
+                let before = writer.written;
+                let taken = self.take_from_node(flight, writer, (nodes, node), &address, may_leave).await;
+                if writer.written > before || writer.is_whole() {
+                    senders.push((nodes, node.clone()));
+                }
+                match taken {
+                    Some(Ok(Taken::Whole)) => {
                         count(files);
                         return Ok(senders);
                     }
-                    Err(Failure::Disk) => return Err(Failure::Disk),
-                    Err(failure) => tracing::info!(%address, %failure, "a node broke off"),
+                    Some(Ok(Taken::Left)) => {
+                        tracing::info!(node, %address, written = writer.written, "a node is too slow");
+                        nodes.was_slow(node);
+                    }
+                    Some(Err(Failure::Disk)) => return Err(Failure::Disk),
+                    Some(Err(failure)) => {
+                        tracing::info!(node, %address, %failure, "a node broke off");
+                        nodes.was_silent(node);
+                    }
+                    None => {}
                 }
             }
             failed.into_iter().for_each(count);
         }
-        if writer.written == 0 {
-            senders.clear();
-        }
         Ok(senders)
     }
 
-    /// Takes the rest of the file from the mirror.
+    /// Takes the rest of the file from a node; `None` when it does not have it.
+    async fn take_from_node(
+        &self,
+        flight: &Arc<Flight>,
+        writer: &mut Writer,
+        (nodes, node): (&Nodes, &str),
+        address: &Address,
+        may_leave: impl Fn() -> bool,
+    ) -> Option<Result<Taken, Failure>> {
+        let mut headers = self.via();
+        ask_for_rest(&mut headers, writer.written);
+        let one = [node.to_owned()];
+        let (mut answer, _) = nodes.get(&one, address, &headers, Some(flight.sum)).await?;
+        let from = first_byte(&answer, flight.sum.bytes).filter(|from| *from <= writer.written)?;
+        if answer.length() != Some(flight.sum.bytes - from) {
+            return None;
+        }
+        self.note_date(flight, &answer);
+        Some(writer.take(&mut answer, from, nodes.pace(), may_leave).await)
+    }
+
+    /// Takes the rest of the file from the mirrors of those who asked for it, one after the other.
+    async fn download_from_mirrors(&self, flight: &Arc<Flight>, writer: &mut Writer) -> Result<(), Failure> {
+        let mut last = Failure::Unreachable("no mirror was asked".into());
+        while let Some(address) = flight.next_source() {
+            match self.download_from_mirror(flight, writer, &address).await {
+                Ok(Taken::Whole) => return Ok(()),
+                Ok(Taken::Left) => {
+                    tracing::info!(%address, written = writer.written, "a mirror is left for another");
+                    flight.was_slow(address);
+                }
+                Err(Failure::Disk) => return Err(Failure::Disk),
+                Err(failure) => {
+                    tracing::info!(%address, %failure, "a mirror does not give a file");
+                    flight.failed_at(&address, failure.clone());
+                    last = failure;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Takes the rest of the file from one mirror.
     async fn download_from_mirror(
         &self,
         flight: &Arc<Flight>,
         writer: &mut Writer,
         address: &Address,
-    ) -> Result<(), Failure> {
+    ) -> Result<Taken, Failure> {
         let mut resumed = 0;
         loop {
             let before = writer.written;
             let failure = match self.take_from_mirror(flight, writer, address).await {
-                Ok(()) => return Ok(()),
+                Ok(taken) => return Ok(taken),
                 Err(failure) => failure,
             };
             let may_go_on = matches!(failure, Failure::Unreachable(_)) && writer.written > before;
             if !may_go_on || resumed == RESUMED_MAX {
                 return Err(failure);
+            }
+            if flight.has_untried() {
+                return Ok(Taken::Left);
             }
             resumed += 1;
             count(&self.counters.resumed);
@@ -251,32 +322,49 @@ impl Proxy {
         flight: &Arc<Flight>,
         writer: &mut Writer,
         address: &Address,
-    ) -> Result<(), Failure> {
+    ) -> Result<Taken, Failure> {
         let bytes = flight.sum.bytes;
         let mut headers = self.via();
-        if writer.written > 0 {
-            let range = HeaderValue::try_from(format!("bytes={}-", writer.written));
-            headers.insert(header::RANGE, range.map_err(|_| Failure::Disk)?);
-        }
-        let mut answer = self.mirrors.get(&Method::GET, address, &headers).await?;
-        let from = match answer.status {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT => {
-                range_start(&answer, bytes).filter(|from| *from <= writer.written).ok_or_else(|| {
-                    Failure::WrongBytes("the mirror sends another part than it was asked for".into())
-                })?
-            }
-            status => return Err(Failure::Status(status)),
+        ask_for_rest(&mut headers, writer.written);
+        let Some(mut answer) = self.head_from_mirror(flight, address, &headers).await? else {
+            return Ok(Taken::Left);
         };
+        if !answer.status.is_success() {
+            return Err(Failure::Status(answer.status));
+        }
+        let from = first_byte(&answer, bytes).filter(|from| *from <= writer.written).ok_or_else(|| {
+            Failure::WrongBytes("the mirror sends another part than it was asked for".into())
+        })?;
         if let Some(length) = answer.length()
             && length != bytes - from
         {
-            let text =
-                format!("the mirror has another file there: {} bytes instead of {bytes}", from + length);
+            let whole = from.saturating_add(length);
+            let text = format!("the mirror has another file there: {whole} bytes instead of {bytes}");
             return Err(Failure::WrongBytes(text));
         }
         self.note_date(flight, &answer);
-        writer.take(&mut answer, from).await
+        flight.sends(address);
+        writer.take(&mut answer, from, MIRROR_PACE, || flight.has_untried()).await
+    }
+
+    /// Asks a mirror for a file; `None` when it is silent and there is another to ask.
+    async fn head_from_mirror(
+        &self,
+        flight: &Flight,
+        address: &Address,
+        headers: &HeaderMap,
+    ) -> Result<Option<Answer>, MirrorError> {
+        let asked = self.mirrors.get(&Method::GET, address, headers);
+        tokio::pin!(asked);
+        let mut waited = MIRROR_PACE.silence;
+        loop {
+            match tokio::time::timeout(waited, &mut asked).await {
+                Ok(answered) => return answered.map(Some),
+                Err(_) if flight.has_untried() => return Ok(None),
+                // Another may come at any time.
+                Err(_) => waited = Duration::from_secs(1),
+            }
+        }
     }
 
     /// Settles the date of a file that begins to arrive.
@@ -292,10 +380,10 @@ impl Proxy {
         if let Some(relays) = &self.relays {
             let now = relays.now();
             match relays.get(&now, address, &self.via(), Some(sum)).await {
-                Some((answer, _))
+                Some((answer, relay))
                     if answer.status == StatusCode::OK && answer.length() == Some(sum.bytes) =>
                 {
-                    return Ok(Given::Passed(Box::new(answer)));
+                    return Ok(Given::Passed(Box::new(answer), Some(relay)));
                 }
                 _ if now.is_empty() => {}
                 _ => count(&self.counters.relay_failed),
@@ -304,7 +392,7 @@ impl Proxy {
         let answer = self.mirrors.get(&Method::GET, address, &self.via()).await?;
         match (answer.status, answer.length()) {
             (StatusCode::OK, length) if length.is_none_or(|length| length == sum.bytes) => {
-                Ok(Given::Passed(Box::new(answer)))
+                Ok(Given::Passed(Box::new(answer), None))
             }
             (StatusCode::OK, _) => {
                 count(&self.counters.wrong);
@@ -348,7 +436,25 @@ impl Proxy {
     }
 }
 
-/// First byte of the part that an answer has, if the whole has `bytes`.
+/// Makes a request one for the bytes behind the first `written`.
+fn ask_for_rest(headers: &mut HeaderMap, written: u64) {
+    if written > 0
+        && let Ok(range) = HeaderValue::try_from(format!("bytes={written}-"))
+    {
+        headers.insert(header::RANGE, range);
+    }
+}
+
+/// Number of the first byte in an answer about a file of `bytes`; `None` for another answer.
+fn first_byte(answer: &Answer, bytes: u64) -> Option<u64> {
+    match answer.status {
+        StatusCode::OK => Some(0),
+        StatusCode::PARTIAL_CONTENT => range_start(answer, bytes),
+        _ => None,
+    }
+}
+
+/// Number of the first byte of the part that an answer has, if the whole has `bytes`.
 fn range_start(answer: &Answer, bytes: u64) -> Option<u64> {
     let text = answer.headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, whole) = text.split_once('/')?;
@@ -359,10 +465,11 @@ fn range_start(answer: &Answer, bytes: u64) -> Option<u64> {
         .filter(|first| *first <= last && last < bytes)
 }
 
-/// Stream of a file that is not kept. Its last 64 KiB come when its hash is right; else the stream
-/// ends with an error.
+/// Stream of a file that is not kept, from a relay if one is named. Its last 64 KiB come when its
+/// hash is right; else the stream ends with an error, and the relay is not asked again for a while.
 pub(super) fn verified(
     answer: Answer,
+    relay: Option<String>,
     sum: Sum,
     proxy: Arc<Proxy>,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
@@ -376,6 +483,9 @@ pub(super) fn verified(
     let passing = Passing { answer: Some(answer), context, held: BytesMut::new(), bytes: 0 };
     let wrong = move || {
         proxy.counters.wrong.fetch_add(1, Ordering::Relaxed);
+        if let (Some(relays), Some(relay)) = (&proxy.relays, &relay) {
+            relays.sent_wrong_bytes(relay);
+        }
         io::Error::new(io::ErrorKind::InvalidData, "the bytes are not those that the index lists")
     };
     futures::stream::try_unfold((passing, wrong), move |(mut passing, wrong)| async move {

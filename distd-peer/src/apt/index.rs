@@ -31,7 +31,7 @@ pub struct Sum {
 }
 
 /// Kind of an index file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `Packages`: binary packages.
     Packages,

@@ -43,7 +43,7 @@ fn word(kind: Kind) -> &'static str {
 
 /// Addresses that the paths in the indexes of a release may be relative to. `release` is the
 /// address of the directory of its `Release`.
-fn package_roots(release: &str) -> Vec<String> {
+pub(super) fn package_roots(release: &str) -> Vec<String> {
     if let Some(at) = release.rfind("/dists/") {
         return vec![release[..=at].to_owned()];
     }
@@ -168,6 +168,13 @@ impl Library {
         let head = Head { kind: RELEASE.into(), source: hex::encode(source), roots: vec![root], indexes };
         self.put(names.write(&self.dir, &head)?);
         Ok(())
+    }
+
+    /// Whether the names that the `Release` in the directory `at` lists are known.
+    pub fn has_release(&self, at: &Address) -> bool {
+        let root = at.to_string();
+        let mut tables = self.tables().clone().into_iter();
+        tables.any(|table| table.head.kind == RELEASE && table.head.roots.first() == Some(&root))
     }
 
     /// Directory of the release that an index at `directory` belongs to.

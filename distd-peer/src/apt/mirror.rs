@@ -22,11 +22,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::address::{Address, AddressError};
-use super::reach::{Reach, Unreachable};
+use super::reach::{Reach, Silence, Unreachable};
 
 /// Most redirects of one request.
 const REDIRECTS_MAX: usize = 5;
@@ -40,6 +41,10 @@ const IDLE_MAX: usize = 8;
 
 /// Most hosts with idle connections.
 const HOSTS_MAX: usize = 64;
+
+/// Longest wait for a place among the requests to one server. The mirror is asked instead, before
+/// apt gives up.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
 
 /// Certificates of the authorities that the system trusts.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -62,6 +67,9 @@ pub enum MirrorError {
     /// No bytes came for too long.
     #[error("{0} sent nothing for {1} s")]
     Stalled(String, u64),
+    /// All places for requests to a node are taken.
+    #[error("too many requests to {0} are under way")]
+    Busy(String),
     /// TLS failed.
     #[error("no TLS with {0}")]
     Tls(String, #[source] io::Error),
@@ -76,6 +84,11 @@ impl MirrorError {
                 | Self::Redirects(_)
                 | Self::Unreachable(Unreachable::Host(_) | Unreachable::Private(..))
         )
+    }
+
+    /// Whether nothing came in time.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Stalled(..) | Self::Unreachable(Unreachable::Silent(..)))
     }
 }
 
@@ -127,9 +140,12 @@ pub(super) struct Answer {
     body: Incoming,
     /// Connection to give back when the body was read.
     sender: Option<SendRequest<String>>,
+    /// Place of the request among those to the server, taken until then.
+    place: Option<OwnedSemaphorePermit>,
     pool: Arc<Pool>,
     host: String,
-    stall: Duration,
+    /// Longest silence.
+    pub(super) stall: Duration,
     received: Arc<AtomicU64>,
 }
 
@@ -155,13 +171,16 @@ impl Answer {
                     if let Some(sender) = self.sender.take() {
                         self.pool.put(&self.host, sender);
                     }
+                    // The next request finds the connection idle.
+                    self.place = None;
                     return Ok(None);
                 }
             }
         }
     }
 
-    fn stalled(&self) -> MirrorError {
+    /// The error of a silence that was too long.
+    pub(super) fn stalled(&self) -> MirrorError {
         MirrorError::Stalled(self.host.clone(), self.stall.as_secs())
     }
 
@@ -215,14 +234,38 @@ async fn exchange(
 pub(super) struct Client {
     pool: Arc<Pool>,
     stall: Duration,
+    /// Most requests to one server at once, and so most connections; 0 for no bound.
+    places: usize,
+    taken: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// Bytes of bodies that were received.
     pub(super) received: Arc<AtomicU64>,
 }
 
 impl Client {
-    /// A client whose servers may be silent for `stall`.
-    pub(super) fn new(stall: Duration) -> Self {
-        Self { pool: Arc::default(), stall, received: Arc::default() }
+    /// A client whose servers may be silent for `stall`, and that makes at most `places` requests
+    /// to each at once; 0 for no bound.
+    pub(super) fn new(stall: Duration, places: usize) -> Self {
+        Self { pool: Arc::default(), stall, places, taken: Mutex::default(), received: Arc::default() }
+    }
+
+    /// Waits for a place for a request to `host`.
+    async fn place(&self, host: &str) -> Result<Option<OwnedSemaphorePermit>, MirrorError> {
+        if self.places == 0 {
+            return Ok(None);
+        }
+        let places = {
+            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            if taken.len() >= HOSTS_MAX {
+                taken.retain(|_, places| Arc::strong_count(places) > 1);
+            }
+            let new = || Arc::new(Semaphore::new(self.places));
+            taken.entry(host.to_owned()).or_insert_with(new).clone()
+        };
+        let place = tokio::time::timeout(PLACE_WAIT, places.acquire_owned()).await;
+        match place {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(MirrorError::Busy(host.to_owned())),
+        }
     }
 
     /// Sends a request over an idle connection to `host`, or over one that `connect` makes.
@@ -242,9 +285,10 @@ impl Client {
             *again.headers_mut() = request.headers().clone();
             again
         };
+        let place = self.place(host).await?;
         if let Some(sender) = self.pool.take(host) {
             match exchange(sender, again(), host, self.stall).await {
-                Ok(answered) => return Ok(self.answer(host, answered)),
+                Ok(answered) => return Ok(self.answer(host, answered, place)),
                 // The server may have closed an idle connection at any time.
                 Err(MirrorError::Broken(..)) => {}
                 Err(error) => return Err(error),
@@ -258,10 +302,15 @@ impl Client {
         // The connection ends with its sender, or when the server closes it.
         tokio::spawn(connection);
         let answered = exchange(sender, again(), host, self.stall).await?;
-        Ok(self.answer(host, answered))
+        Ok(self.answer(host, answered, place))
     }
 
-    fn answer(&self, host: &str, answered: (http::Response<Incoming>, SendRequest<String>)) -> Answer {
+    fn answer(
+        &self,
+        host: &str,
+        answered: (http::Response<Incoming>, SendRequest<String>),
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Answer {
         let (response, sender) = answered;
         let (parts, body) = response.into_parts();
         Answer {
@@ -269,6 +318,7 @@ impl Client {
             headers: parts.headers,
             body,
             sender: Some(sender),
+            place,
             pool: self.pool.clone(),
             host: host.to_owned(),
             stall: self.stall,
@@ -282,6 +332,8 @@ pub(super) struct Mirrors {
     reach: Reach,
     client: Client,
     tls: OnceLock<Option<TlsConnector>>,
+    /// Hosts that took no connection.
+    silence: Silence,
     /// Whether packets may go to them.
     is_allowed: bool,
 }
@@ -289,7 +341,13 @@ pub(super) struct Mirrors {
 impl Mirrors {
     /// A client of the hosts in `reach`, which may be silent for `stall`.
     pub(super) fn new(reach: Reach, stall: Duration, is_allowed: bool) -> Self {
-        Self { reach, client: Client::new(stall), tls: OnceLock::new(), is_allowed }
+        Self {
+            reach,
+            client: Client::new(stall, 0),
+            tls: OnceLock::new(),
+            silence: Silence::default(),
+            is_allowed,
+        }
     }
 
     /// Hosts that are asked.
@@ -310,7 +368,15 @@ impl Mirrors {
         if !self.is_allowed {
             return Err(Unreachable::Kept(host.to_owned()));
         }
-        self.reach.connect(host, port).await
+        let name = format!("{host}:{port}");
+        if self.silence.has(&name) {
+            return Err(Unreachable::WasSilent(name));
+        }
+        let opened = self.reach.connect(host, port).await;
+        if matches!(opened, Err(Unreachable::Silent(..))) {
+            self.silence.note(&name);
+        }
+        opened
     }
 
     /// Asks for a file with these header fields, and follows redirects.
@@ -413,7 +479,11 @@ mod tests {
 
     /// Answers one request with `answer`, and returns the request.
     async fn answer_one(listener: TcpListener, answer: String) -> String {
-        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        answer_on(stream, answer).await
+    }
+
+    async fn answer_on(mut stream: impl Wire, answer: String) -> String {
         let mut request = String::new();
         while !request.ends_with("\r\n\r\n") {
             let mut some = [0; 1000];
@@ -421,6 +491,7 @@ mod tests {
             request.push_str(&String::from_utf8_lossy(&some[..length]));
         }
         stream.write_all(answer.as_bytes()).await.expect("written");
+        stream.flush().await.expect("sent");
         request.to_lowercase()
     }
 
@@ -442,5 +513,64 @@ mod tests {
         assert_eq!(answer.status.as_u16(), 204);
         assert!(first.await.expect("asked").contains("authorization: basic"));
         assert!(!second.await.expect("asked").contains("authorization"));
+    }
+
+    /// Configuration of a server with a certificate of its own, and the certificate as PEM.
+    fn secured() -> (rustls::ServerConfig, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let chain = vec![made.cert.der().clone()];
+        (crate::trust::tls::gateway_server(chain, key).expect("a configuration"), made.cert.pem())
+    }
+
+    /// Answers one request over TLS.
+    async fn answer_over_tls(listener: TcpListener, tls: rustls::ServerConfig, answer: String) -> String {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let Ok(stream) = tokio_rustls::TlsAcceptor::from(Arc::new(tls)).accept(stream).await else {
+            return String::new();
+        };
+        answer_on(stream, answer).await
+    }
+
+    #[tokio::test]
+    async fn a_redirect_may_lead_to_tls_that_the_system_trusts_and_never_back() {
+        let (tls, pem) = secured();
+        let (_, other) = secured();
+        let away = "HTTP/1.1 302 Found\r\nLocation: http://localhost/c\r\nContent-Length: 0\r\n\r\n";
+        let body = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody";
+        for (authority, answer) in [(&pem, body), (&pem, away), (&other, body)] {
+            let bind = || TcpListener::bind("127.0.0.1:0");
+            let (plain, secure) = (bind().await.expect("a listener"), bind().await.expect("a listener"));
+            let [from, to] = [&plain, &secure]
+                .map(|listener| format!("localhost:{}", listener.local_addr().expect("an address").port()));
+            let moved = format!(
+                "HTTP/1.1 301 Moved Permanently\r\nLocation: https://{to}/b\r\nContent-Length: 0\r\n\r\n"
+            );
+            let plain = tokio::spawn(answer_one(plain, moved));
+            let secure = tokio::spawn(answer_over_tls(secure, tls.clone(), answer.to_owned()));
+            let private = [&from, &to].map(|host| host.parse().expect("a pattern"));
+            let mirrors = Mirrors::new(Reach::new(&[], &private), Duration::from_secs(10), true);
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(file.path(), authority).expect("write");
+            assert!(mirrors.tls.set(connector(file.path())).is_ok());
+            let address = Address::parse(&format!("http://{from}/a")).expect("an address");
+            let answered = mirrors.get(&Method::GET, &address, &HeaderMap::new()).await;
+            match answered {
+                Ok(mut answer) => {
+                    assert_eq!(authority, &pem);
+                    assert_eq!(answer.all(10).await.expect("reads").as_deref(), Some(&b"body"[..]));
+                }
+                Err(MirrorError::Redirect(at, AddressError::Scheme)) => {
+                    assert_eq!((authority, at), (&pem, format!("https://{to}/b")));
+                }
+                Err(MirrorError::Tls(..)) => assert_eq!(authority, &other),
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(plain.await.expect("asked").starts_with("get /a "));
+            let asked = secure.await.expect("asked");
+            assert_eq!(asked.starts_with("get /b "), authority == &pem, "{asked}");
+        }
+        assert!(connector(Path::new("/nowhere")).is_none());
     }
 }

@@ -33,6 +33,7 @@ mod mirror;
 mod names;
 mod nodes;
 mod reach;
+mod reading;
 mod releases;
 mod reply;
 mod serve;
@@ -72,6 +73,7 @@ use self::fetch::Given;
 use self::index::{Kind, Sha256, Sum};
 use self::mirror::Mirrors;
 use self::names::Named;
+use self::reading::{Readers, Reading};
 use self::releases::{Releases, is_release};
 use self::reply::Described;
 use self::unpack::Packing;
@@ -112,6 +114,7 @@ pub struct Proxy {
     /// put right bytes behind wrong ones.
     wrong: Mutex<HashMap<Sha256, u64>>,
     downloads: Semaphore,
+    readers: Arc<Readers>,
     tunnels: Arc<Semaphore>,
     /// Name in the field `Via`, by which a circle is noticed.
     name: String,
@@ -150,6 +153,7 @@ impl Proxy {
             locks: Mutex::default(),
             wrong: Mutex::default(),
             downloads: Semaphore::new(DOWNLOADS_MAX),
+            readers: Arc::default(),
             tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
             name: format!("distd-{:016x}", crate::random::number()),
             counters: Arc::default(),
@@ -210,7 +214,7 @@ impl Proxy {
             // A file that a repository gives to one user is for nobody else.
             self.pass_through(method, &address, headers).await
         } else if is_release(address.name()) {
-            self.release(&address).await.map(|release| {
+            self.release(&address, asker).await.map(|release| {
                 match reply::is_unmodified(headers, &release.described) {
                     true => {
                         count(&self.counters.not_modified);
@@ -219,6 +223,8 @@ impl Proxy {
                     false => reply::give(method, headers, &release.described, release.file),
                 }
             })
+        } else if asker == Asker::Program && self.releases.is_contested(&address) {
+            self.pass_through(method, &address, headers).await
         } else {
             let wanted = (asker == Asker::Node).then(|| nodes::sum_in(headers)).flatten();
             let named = wanted.map(|sum| Named { sum, index: None });
@@ -297,9 +303,9 @@ impl Proxy {
                 let modified = flight.modified.get().copied().unwrap_or_else(|| reply::date_of(&sum.sha256));
                 Ok(reply::give(method, headers, &self.described(sum, modified), flight))
             }
-            Given::Passed(answer) => {
+            Given::Passed(answer, relay) => {
                 let modified = answer.modified().unwrap_or_else(|| reply::date_of(&sum.sha256));
-                let body = fetch::verified(*answer, sum, self.clone());
+                let body = fetch::verified(*answer, relay, sum, self.clone());
                 let mut response = Response::new(Reply::passed(body, Some(sum.bytes)));
                 reply::describe(response.headers_mut(), &self.described(sum, modified));
                 // A part cannot be verified, so the whole is sent each time.
@@ -334,6 +340,10 @@ impl Proxy {
         address: &Address,
         headers: &HeaderMap,
     ) -> Result<Response<Reply>, Failure> {
+        self.recall_for(address).await;
+        if let Some(named) = self.library.find(address) {
+            return self.give_listed(method, address, headers, named).await;
+        }
         let (library, at) = (self.library.clone(), address.clone());
         let missing = tokio::task::spawn_blocking(move || library.missing_for(&at)).await.unwrap_or_default();
         for (index, named) in missing {
@@ -361,22 +371,18 @@ impl Proxy {
         address: &Address,
         stored: Arc<store::Stored>,
     ) {
-        if self.library.has_read(kind, address, &stored.sum.sha256) {
+        let sha256 = stored.sum.sha256;
+        let is_read = || self.library.has_read(kind, address, &sha256);
+        if is_read() {
             return;
         }
         let (library, at) = (self.library.clone(), address.clone());
-        let read =
-            tokio::task::spawn_blocking(move || match library.has_read(kind, &at, &stored.sum.sha256) {
-                true => Ok(()),
-                false => library.read(kind, packing, &at, &stored),
-            });
-        let failed = match read.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => Chain(&error).to_string(),
-            Err(_) => "the reader was given up".to_owned(),
-        };
+        let what = Reading { sha256, index: Some((kind, packing)) };
+        let work = move || library.read(kind, packing, &at, &stored);
+        let Err(error) = self.readers.read(what, is_read, work).await else { return };
         count(&self.counters.indexes_unread);
-        tracing::warn!(%address, error = failed, "an index cannot be read: its packages are passed through");
+        let error = Chain(&error);
+        tracing::warn!(%address, %error, "an index cannot be read: its packages are passed through");
     }
 
     /// Passes a request and its answer through, and keeps nothing.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::address::Address;
+use super::flight::Pace;
 use super::index::Sum;
 use super::mirror::{Answer, Client, MirrorError, Wire};
 use super::reach::Unreachable;
@@ -30,8 +31,24 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Time for which a node that did not answer is not asked again.
 const AWAY: Duration = Duration::from_secs(30);
 
+/// Pace below which a neighbour is left: it reads from its disk, and it is near.
+const NEIGHBOUR_PACE: Pace =
+    Pace { silence: Duration::from_secs(5), bytes: 320 << 10, window: Duration::from_secs(5) };
+
+/// Time for which a neighbour that was too slow is not asked again.
+const SLOW: Duration = Duration::from_secs(300);
+
+/// Fewest bytes of a relay in a time: its own uplink may be slow, and the mirror is behind the
+/// same.
+const RELAY_BYTES: u64 = 120 << 10;
+const RELAY_WINDOW: Duration = Duration::from_secs(30);
+
 /// Time for which a node that sent wrong bytes is not asked again.
 const WRONG: Duration = Duration::from_secs(3600);
+
+/// Most requests to one node at once, each on a connection. A relay gives a device 8 connections,
+/// of which its agent and its pulls need some; a ninth would end the first.
+const REQUESTS_MAX: usize = 4;
 
 /// Most nodes that are asked for one file: absence has to be known soon.
 const ASKED_MAX: usize = 4;
@@ -60,6 +77,10 @@ pub struct Nodes {
     name: &'static str,
     tls: TlsConnector,
     client: Client,
+    /// Pace below which one is left.
+    pace: Pace,
+    /// Time for which it is then not asked again.
+    slow: Duration,
     /// Nodes that are not asked, until when.
     away: Mutex<HashMap<String, Instant>>,
 }
@@ -67,18 +88,25 @@ pub struct Nodes {
 impl Nodes {
     /// The relays at `addresses`, dialled with `tls` and silent for `stall` at most.
     pub fn relays(addresses: Vec<String>, tls: rustls::ClientConfig, stall: Duration) -> Self {
-        Self::new(Box::new(move || addresses.clone()), PARENT_NAME, tls, stall)
+        let pace = Pace { silence: stall, bytes: RELAY_BYTES, window: RELAY_WINDOW };
+        Self::new(Box::new(move || addresses.clone()), PARENT_NAME, tls, (stall, pace, AWAY))
     }
 
     /// The neighbours that `find` returns, dialled likewise.
     pub fn neighbours(find: Find, tls: rustls::ClientConfig, stall: Duration) -> Self {
-        Self::new(find, LEAF_NAME, tls, stall)
+        let stall = stall.min(NEIGHBOUR_PACE.silence);
+        Self::new(find, LEAF_NAME, tls, (stall, NEIGHBOUR_PACE, SLOW))
     }
 
-    fn new(find: Find, name: &'static str, mut tls: rustls::ClientConfig, stall: Duration) -> Self {
+    fn new(
+        find: Find,
+        name: &'static str,
+        mut tls: rustls::ClientConfig,
+        (stall, pace, slow): (Duration, Pace, Duration),
+    ) -> Self {
         tls.alpn_protocols = vec![ALPN_APT.to_vec()];
         let tls = TlsConnector::from(Arc::new(tls));
-        Self { find, name, tls, client: Client::new(stall), away: Mutex::default() }
+        Self { find, name, tls, client: Client::new(stall, REQUESTS_MAX), pace, slow, away: Mutex::default() }
     }
 
     /// Bytes of bodies that these nodes have sent.
@@ -103,6 +131,21 @@ impl Nodes {
         found
     }
 
+    /// Pace below which one of these nodes is left.
+    pub(super) fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Asks a node that was too slow no more for some time.
+    pub(super) fn was_slow(&self, node: &str) {
+        self.leave(node, self.slow);
+    }
+
+    /// Asks a node that did not answer no more for some time.
+    pub(super) fn was_silent(&self, node: &str) {
+        self.leave(node, AWAY);
+    }
+
     /// Asks a node that sent wrong bytes no more for an hour.
     pub(super) fn sent_wrong_bytes(&self, node: &str) {
         self.leave(node, WRONG);
@@ -124,10 +167,12 @@ impl Nodes {
                 }
                 // It does not have the file, its mirror does not, or it may not ask the mirror.
                 Ok(answer) => tracing::debug!(node, %address, status = %answer.status, "a node has no file"),
+                // Others of this proxy are asking it.
+                Err(MirrorError::Busy(_)) => tracing::debug!(node, %address, "no place among the requests"),
                 Err(error) => {
-                    let error = distd_core::error::Chain(&error).to_string();
-                    tracing::debug!(node, error, "a node does not answer for apt");
-                    self.leave(node, AWAY);
+                    let text = distd_core::error::Chain(&error).to_string();
+                    tracing::debug!(node, error = text, "a node does not answer for apt");
+                    self.leave(node, if error.is_silence() { self.slow } else { AWAY });
                 }
             }
         }

@@ -6,24 +6,40 @@
 //! at each redirect and each connection: the socket is opened to the very address that was looked
 //! at.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::address::{Address, AddressError, host_and_port};
+use crate::net::resolve;
 
 /// Hosts that are always on the list: the archives of Debian and Ubuntu and their mirrors by
 /// country.
 const USUAL: [&str; 4] = ["*.debian.org", "debian.org", "*.ubuntu.com", "deb.debian.net"];
 
-/// Longest time for the resolver, and for one connection.
+/// Longest time for the resolver and the connection together, however many addresses a name has.
+/// apt gives up after 30 s without a byte.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Most addresses of a host that are tried.
-const ADDRESSES_MAX: usize = 8;
+/// Time after which the next address of a host is dialled beside those before (RFC 8305, section
+/// 5). The RFC has 250 ms; a mirror far away should not be dialled twice, and 8 addresses fit into
+/// [`CONNECT`].
+const STEP: Duration = Duration::from_secs(1);
+
+/// Time for which a host that was silent is not asked again. Short: a network that comes back is
+/// used soon.
+const SILENT: Duration = Duration::from_secs(15);
+
+/// Most hosts of which it is remembered that they were silent.
+const SILENT_MAX: usize = 256;
 
 /// Host, or hosts, by name: `HOST`, `*.DOMAIN`, each with `:PORT` or without.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +92,36 @@ pub enum Unreachable {
     /// No connection.
     #[error("could not connect to {0}")]
     Connect(String, #[source] io::Error),
+    /// Nothing answered in time.
+    #[error("{0} did not answer within {1} s")]
+    Silent(String, u64),
+    /// Nothing answered a moment ago.
+    #[error("{0} did not answer some seconds ago")]
+    WasSilent(String),
+}
+
+/// Hosts that did not answer in time. A network that drops packets costs one wait and not one for
+/// each file.
+#[derive(Debug, Default)]
+pub(super) struct Silence(Mutex<HashMap<String, Instant>>);
+
+impl Silence {
+    /// Takes note that `host` was silent.
+    pub(super) fn note(&self, host: &str) {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if hosts.len() >= SILENT_MAX {
+            hosts.retain(|_, since| since.elapsed() < SILENT);
+        }
+        if hosts.len() < SILENT_MAX {
+            hosts.insert(host.to_owned(), Instant::now());
+        }
+    }
+
+    /// Whether `host` was silent in the last [`SILENT`].
+    pub(super) fn has(&self, host: &str) -> bool {
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.get(host).is_some_and(|since| since.elapsed() < SILENT)
+    }
 }
 
 /// Hosts that the proxy asks.
@@ -110,39 +156,55 @@ impl Reach {
         Err(Unreachable::Host(to.authority()))
     }
 
-    /// Connects to `host`.
+    /// Connects to `host`, within [`CONNECT`].
     ///
     /// # Errors
     /// `Unreachable`.
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, Unreachable> {
+        let connected = tokio::time::timeout(CONNECT, self.connect_to_any(host, port)).await;
+        connected.unwrap_or_else(|_| Err(Unreachable::Silent(format!("{host}:{port}"), CONNECT.as_secs())))
+    }
+
+    async fn connect_to_any(&self, host: &str, port: u16) -> Result<TcpStream, Unreachable> {
         let name = format!("{host}:{port}");
         let may_be_private = self.private.iter().any(|pattern| pattern.has(host, port));
-        let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
-        let found = match host.parse::<IpAddr>() {
+        let mut addresses = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, port)],
-            Err(_) => {
-                let found = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host, port))).await;
-                let found = found.unwrap_or_else(|_| Err(timed_out()));
-                found.map_err(|error| Unreachable::Resolve(name.clone(), error))?.collect()
-            }
+            Err(_) => resolve(&name).await.map_err(|error| Unreachable::Resolve(name.clone(), error))?,
         };
-        let mut last = None;
-        for address in found.into_iter().take(ADDRESSES_MAX) {
-            if !may_be_private && !is_public(address.ip()) {
-                last = last.or(Some(Unreachable::Private(name.clone(), address.ip())));
-                continue;
-            }
-            let connected = tokio::time::timeout(CONNECT, TcpStream::connect(address)).await;
-            match connected.unwrap_or_else(|_| Err(timed_out())) {
-                Ok(stream) => {
-                    // A socket that refuses the option is about to fail anyway.
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Err(error) => last = Some(Unreachable::Connect(name.clone(), error)),
-            }
+        let private = addresses.iter().map(SocketAddr::ip).find(|address| !is_public(*address));
+        if !may_be_private {
+            addresses.retain(|address| is_public(address.ip()));
         }
-        Err(last.unwrap_or_else(|| Unreachable::Resolve(name, io::ErrorKind::NotFound.into())))
+        if let Some(private) = private.filter(|_| addresses.is_empty()) {
+            return Err(Unreachable::Private(name, private));
+        }
+        let stream = first_of(&addresses).await.map_err(|error| Unreachable::Connect(name, error))?;
+        // A socket that refuses the option is about to fail anyway.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+/// Connects to the first of these addresses that answers. One that is silent is not waited for:
+/// the next is dialled beside it.
+async fn first_of(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut left = addresses.iter();
+    let mut dials = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    loop {
+        match left.next() {
+            Some(address) => dials.push(TcpStream::connect(*address)),
+            None if dials.is_empty() => return Err(last),
+            None => {}
+        }
+        // Without another address there is nothing but to wait.
+        let step = tokio::time::timeout(if left.len() > 0 { STEP } else { CONNECT }, dials.next());
+        match step.await {
+            Ok(Some(Ok(stream))) => return Ok(stream),
+            Ok(Some(Err(error))) => last = error,
+            Ok(None) | Err(_) => {}
+        }
     }
 }
 
@@ -273,5 +335,58 @@ mod tests {
         }
         let named = Reach::new(&[], &[format!("127.0.0.1:{port}").parse().expect("a host")]);
         named.connect("127.0.0.1", port).await.expect("connects");
+    }
+
+    /// Listeners that take no connection: their queue is full, so the system drops what else comes.
+    async fn silent_listeners(number: usize) -> (Vec<SocketAddr>, Vec<Box<dyn std::any::Any>>) {
+        let (mut addresses, mut held) = (Vec::new(), Vec::<Box<dyn std::any::Any>>::new());
+        for _ in 0..number {
+            let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+            socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+            let listener = socket.listen(0).expect("a listener");
+            let address = listener.local_addr().expect("an address");
+            for _ in 0..4 {
+                let dial = tokio::time::timeout(Duration::from_millis(50), TcpStream::connect(address));
+                held.push(Box::new(dial.await));
+            }
+            addresses.push(address);
+            held.push(Box::new(listener));
+        }
+        (addresses, held)
+    }
+
+    #[tokio::test]
+    async fn addresses_that_are_silent_are_passed_over_and_bounded_together() {
+        let (mut addresses, _held) = silent_listeners(8).await;
+        // The clock leaps to the next timer whenever nothing else moves.
+        tokio::time::pause();
+        let begun = Instant::now();
+        let port = addresses[0].port();
+        let host = "127.0.0.1";
+        let reach = Reach::new(&[], &[format!("{host}:{port}").parse().expect("a host")]);
+        let error = reach.connect(host, port).await.expect_err("silent");
+        assert!(matches!(error, Unreachable::Silent(..)), "{error:?}");
+        assert_eq!(begun.elapsed().as_secs(), CONNECT.as_secs());
+        let begun = Instant::now();
+        let all = tokio::time::timeout(CONNECT, first_of(&addresses)).await;
+        assert!(all.is_err() && begun.elapsed().as_secs() == CONNECT.as_secs(), "{all:?}");
+        // One that answers is found behind seven that do not.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        addresses[7] = listener.local_addr().expect("an address");
+        let found = tokio::time::timeout(CONNECT, first_of(&addresses)).await.expect("in time");
+        assert_eq!(found.and_then(|stream| stream.peer_addr()).expect("connects"), addresses[7]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_remembered_for_a_short_time() {
+        let silence = Silence::default();
+        silence.note("h:80");
+        assert!(silence.has("h:80") && !silence.has("h:81"));
+        tokio::time::advance(SILENT).await;
+        assert!(!silence.has("h:80"));
+        for n in 0..2 * SILENT_MAX {
+            silence.note(&n.to_string());
+        }
+        assert_eq!(silence.0.lock().expect("a lock").len(), SILENT_MAX);
     }
 }

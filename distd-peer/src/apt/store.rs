@@ -241,6 +241,11 @@ impl Store {
         self.state().objects.contains_key(sha256)
     }
 
+    /// Whether a file is there and no command has removed it.
+    pub(super) fn still_has(&self, sha256: &Sha256) -> bool {
+        self.has(sha256) && self.path(sha256).exists()
+    }
+
     /// Opens a file, and takes note that it was used. The hash is verified when this process opens
     /// the file for the first time; a file that is damaged is removed. Blocks.
     pub fn get(&self, sha256: &Sha256) -> Option<Arc<Stored>> {
@@ -308,8 +313,16 @@ impl Store {
         self.state().forget(sha256)
     }
 
+    /// Whether a file of `bytes` would have room if others were removed. Removes and reserves
+    /// nothing: nobody has answered yet.
+    pub fn may_fit(&self, bytes: u64) -> bool {
+        let removable = self.bytes();
+        let free = self.free_bytes().saturating_add(removable);
+        bytes <= self.bounds.max_bytes && free >= bytes.saturating_add(self.bounds.min_free_bytes)
+    }
+
     /// Makes room for a file of `bytes`, and opens a place for it. `None` when there is no room, or
-    /// the file system refuses.
+    /// the file system refuses. Blocks.
     pub fn begin(self: &Arc<Self>, bytes: u64) -> Option<Partial> {
         let begun = self.reserve(bytes).then(|| self.place(bytes));
         match begun {
@@ -418,6 +431,22 @@ pub struct Partial {
 }
 
 impl Partial {
+    /// Bytes for which there is room.
+    pub fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
+    /// Makes room for `bytes` in all; false when there is none. Blocks.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.reserved);
+        if bytes > self.store.bounds.max_bytes || !self.store.reserve(more) {
+            self.store.counters.unstored.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.reserved += more;
+        true
+    }
+
     /// A handle to write and to read the file.
     ///
     /// # Errors
@@ -617,6 +646,20 @@ mod tests {
         assert!(store.begin(101).is_none(), "the room is promised");
         drop(partial);
         assert_eq!(fs::read_dir(dir.path().join(PARTIAL)).expect("a directory").count(), 0);
+        assert!(store.begin(1000).is_some());
+    }
+
+    #[test]
+    fn a_file_without_a_stated_length_gets_its_room_in_steps() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = open(dir.path(), ROOMY);
+        let a = put(&store, &[1; 600]).expect("room");
+        assert!(store.may_fit(1000) && !store.may_fit(1001));
+        let mut partial = store.begin(0).expect("room");
+        assert!(partial.grow(400) && store.has(&a), "{}", partial.reserved());
+        assert!(partial.grow(401) && !store.has(&a));
+        assert!(!partial.grow(1001));
+        drop(partial);
         assert!(store.begin(1000).is_some());
     }
 

@@ -18,7 +18,7 @@ const XZ_MEMORY_MAX: u64 = 80 << 20;
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// Packing of an index file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packing {
     /// Not packed.
     Plain,
