@@ -95,11 +95,12 @@ export DISTD_TEST_WEB=$work/web DISTD_TEST_BROWSER; DISTD_TEST_BROWSER=$(command
 
 echo "== tests"
 cargo build --workspace --bins --locked
-cargo nextest run --workspace --locked --no-fail-fast
+# Without examples, which clippy has checked: linking them takes minutes.
+cargo nextest run --workspace --tests --locked --no-fail-fast
 cargo test --workspace --doc --locked
 
 echo "== what pulls do, once more where UDP is dropped"
 # Without tests of neighbours and sites: these exchange over QUIC only.
-tests/lib/no_udp.sh cargo nextest run --workspace --locked --offline --no-fail-fast \
+tests/lib/no_udp.sh cargo nextest run --workspace --tests --locked --offline --no-fail-fast \
   -E 'package(distd-tests) & binary(/^(bad_input|kills|kills_patched|liars|patches|update)$/)'
 echo "full run: $((SECONDS - began)) s"

@@ -171,6 +171,10 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
 
+    #[cfg(not(feature = "ui"))]
+    if settings.oidc.is_some() {
+        tracing::warn!("this distd-server has no web page: the setting oidc has no effect");
+    }
     let options = http::HttpOptions {
         ddi: settings.ddi_options(http),
         #[cfg(feature = "ui")]

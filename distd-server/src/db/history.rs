@@ -33,20 +33,21 @@ impl Db {
     pub async fn count_history(&self, now: UnixSeconds) -> Result<(), DbError> {
         let what = "count the devices of each version";
         let at = now - now.rem_euclid(DISTANCE);
-        let mut tx = self.begin_write().await?;
+        // Most looks find the count, and take no turn of writers.
         let counted = sqlx::query("SELECT 1 FROM fleet_history WHERE at >= $1 LIMIT 1")
             .bind(at)
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&self.pool)
             .await
             .map_err(failed(what))?;
         if counted.is_some() {
             return Ok(());
         }
+        let mut tx = self.begin_write().await?;
         sqlx::query(
             "INSERT INTO fleet_history (at, product, channel, version, devices) \
              SELECT $1, r.product, r.channel, COALESCE(r.version, ''), COUNT(*) FROM node_running r \
              WHERE r.node NOT IN (SELECT id FROM nodes WHERE revoked IS NOT NULL OR role <> 'leaf') \
-             GROUP BY r.product, r.channel, COALESCE(r.version, '')",
+             GROUP BY r.product, r.channel, COALESCE(r.version, '') ON CONFLICT DO NOTHING",
         )
         .bind(at)
         .execute(&mut *tx)

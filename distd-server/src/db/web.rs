@@ -83,6 +83,18 @@ impl Db {
         done.map(drop).map_err(failed("end a session"))
     }
 
+    /// Ends all sessions of an API token.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn end_sessions(&self, token: &[u8; 32]) -> Result<(), DbError> {
+        let done = sqlx::query("DELETE FROM web_sessions WHERE token = $1")
+            .bind(token.as_slice())
+            .execute(&self.pool)
+            .await;
+        done.map(drop).map_err(failed("end the sessions"))
+    }
+
     /// Numbers that differ once something that the web page shows has changed: of the audit log,
     /// reports, attempts, rollouts and patch sets.
     ///

@@ -205,10 +205,12 @@ impl ApiError {
         error
     }
 
+    #[cfg(feature = "ui")]
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
 
+    #[cfg(feature = "ui")]
     pub(super) fn message(&self) -> &str {
         &self.message
     }

@@ -27,7 +27,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// Whether the connection of a request is encrypted; an extension of each request.
 #[derive(Clone, Copy)]
-pub(super) struct Encrypted(pub(super) bool);
+pub(super) struct Encrypted(#[cfg_attr(not(feature = "ui"), expect(dead_code))] pub(super) bool);
 
 /// Serves connections on `listener` until `stop` becomes true. Connections with a request under way
 /// then finish it. Without `tls` the API speaks plain HTTP. Returns when all connections are

@@ -13,6 +13,7 @@ mod refusals;
 mod releases;
 mod state;
 mod tokens;
+#[cfg(feature = "ui")]
 mod ui;
 mod withdraw;
 mod world;

@@ -109,6 +109,16 @@ async fn pages_show_what_a_token_may_see_and_nothing_to_strangers() {
     assert!(reader.page("/ui/products").await.contains("/ui/products/os"));
     assert!(reader.page("/ui").await.contains("Rollouts under way"));
     assert!(!reader.page("/ui").await.contains("<h2 id=\"fleet\">"));
+    // A token that shows the fleet alone is not offered what it may not see.
+    let seer = Browser::signed_in(&world, &world.token_with("view", None).await).await;
+    let page = seer.page("/ui").await;
+    assert!(!page.contains("Rollouts under way") && !page.contains("/ui/products"), "{page}");
+    for (path, status) in [("/ui/nothing", 404), ("/ui/products/%20x", 400), ("/ui/audit?before=x", 400)] {
+        let answer = admin.get(path).await;
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        assert!(answer.headers().contains_key("content-security-policy"), "{path}");
+        assert!(answer.text().await.expect("text").contains("<h1>"), "{path}");
+    }
     let missing = admin.get("/ui/products/none").await;
     assert_eq!(missing.status(), StatusCode::NOT_FOUND);
     assert!(missing.text().await.expect("text").contains("there is no product none"));
@@ -168,6 +178,25 @@ async fn a_session_is_no_token_and_ends_with_its_token() {
     // The API takes no cookie.
     let browser = Browser { world: &world, cookie: cookie.split(';').next().expect("a cookie").to_owned() };
     assert_eq!(browser.get("/v1/products").await.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(browser.get("/ui/nodes").await.status(), StatusCode::OK);
+
+    // Another page sends no form, also not the one for signing in.
+    let form = encoded(&[("token", &token), ("back", "/ui")]);
+    for (name, value) in [("Sec-Fetch-Site", "cross-site"), ("Origin", "https://else.example")] {
+        let forged = world.bare(Method::POST, "/ui/sign-in").header(name, value).body(form.clone());
+        let forged = forged.send().await.expect("an answer");
+        assert_eq!(forged.status(), StatusCode::BAD_REQUEST, "{name}");
+        assert!(forged.headers().get(SET_COOKIE).is_none());
+    }
+    let own = format!("https://{}", world.running.http);
+    let sent =
+        world.bare(Method::POST, "/ui/sign-in").header("Origin", own).header("Sec-Fetch-Site", "same-origin");
+    let sent = sent.header(COOKIE, &browser.cookie).body(form).send().await.expect("an answer");
+    assert_eq!(sent.status(), StatusCode::SEE_OTHER);
+    // Signing in ends the session that the browser had.
+    assert_eq!(browser.get("/ui/nodes").await.status(), StatusCode::SEE_OTHER);
+    let cookie = sent.headers()[SET_COOKIE].to_str().expect("text");
+    let browser = Browser { world: &world, cookie: cookie.split(';').next().expect("a cookie").to_owned() };
     assert_eq!(browser.get("/ui/nodes").await.status(), StatusCode::OK);
 
     // A wrong token begins nothing, nor does an address elsewhere lead anywhere.

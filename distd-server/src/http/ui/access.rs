@@ -22,6 +22,16 @@ struct Access {
     join_tokens: Vec<JoinTokenInfo>,
     groups: Vec<Group>,
     grants: Vec<GrantInfo>,
+    /// Most lines of each list.
+    lines: usize,
+}
+
+/// Most lines of each list on the page.
+const LINES_MAX: usize = 500;
+
+fn first<T>(mut list: Vec<T>) -> Vec<T> {
+    list.truncate(LINES_MAX);
+    list
 }
 
 pub(super) async fn show(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
@@ -31,10 +41,11 @@ pub(super) async fn show(State(app): State<Arc<App>>, visitor: Visitor) -> Resul
     let Json(grants) = grants::list(State(app), visitor.caller()?).await?;
     let page = Access {
         frame: visitor.frame("Access", "access"),
-        tokens: tokens.tokens,
-        join_tokens: join_tokens.join_tokens,
-        groups: groups.groups,
-        grants: grants.grants,
+        tokens: first(tokens.tokens),
+        join_tokens: first(join_tokens.join_tokens),
+        groups: first(groups.groups),
+        grants: first(grants.grants),
+        lines: LINES_MAX,
     };
     Ok(Page(page).into_response())
 }

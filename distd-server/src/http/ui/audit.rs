@@ -14,6 +14,7 @@ use super::super::auth::ToView;
 use super::super::body::QueryParams;
 use super::super::{App, audit};
 use super::filters;
+use super::forms::PageQuery;
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
 
@@ -39,7 +40,7 @@ struct Audit {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    QueryParams(filters): QueryParams<Filters>,
+    PageQuery(filters): PageQuery<Filters>,
 ) -> Result<Response, Stop> {
     let given = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
     let page = audit::Page {

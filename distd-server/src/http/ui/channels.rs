@@ -18,12 +18,15 @@ use super::super::body::{JsonBody, PathParams, QueryParams};
 use super::super::{ApiError, App, channels, releases, rollouts};
 use super::charts::{Part, bar};
 use super::filters;
-use super::forms::Form;
+use super::forms::{Form, PagePath};
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
 
 /// Most earlier rollouts that the page lists.
 const EARLIER_MAX: usize = 20;
+
+/// Most releases that the form offers, the newest.
+const LATER_MAX: usize = 200;
 
 /// Most changes of the channel that the page lists.
 const CHANGES_MAX: u32 = 20;
@@ -90,8 +93,9 @@ fn orders(detail: &RolloutDetail) -> Vec<Order> {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams((product, name)): PathParams<(Name, Name)>,
+    PagePath((product, name)): PagePath<(Name, Name)>,
 ) -> Result<Response, Stop> {
+    let _turn = app.live.turn().await;
     let caller = visitor.caller::<ToRead>()?;
     let at = || PathParams((product.clone(), name.clone()));
     let Json(channel) = channels::show(State(app.clone()), caller, at()).await?;
@@ -103,7 +107,7 @@ pub(super) async fn show(
     let Json(releases) =
         releases::list(State(app.clone()), visitor.caller()?, PathParams(product.clone())).await?;
     let page = QueryParams(channels::Page::newest(CHANGES_MAX));
-    let Json(history) = channels::history(State(app), visitor.caller()?, at(), page).await?;
+    let Json(history) = channels::history(State(app.clone()), visitor.caller()?, at(), page).await?;
     let may_move = visitor.may(Scope::Channel)
         && visitor.caller::<ToMoveChannels>().is_ok_and(|caller| caller.may_move(&product, &name).is_ok());
     let under_way = detail
@@ -113,6 +117,7 @@ pub(super) async fn show(
     let newest = current.and_then(|release| release.sequence);
     let mut later = releases.releases.clone();
     later.retain(|release| release.sequence > newest);
+    later.truncate(LATER_MAX);
     let shown = detail.as_ref().map(|detail| detail.rollout.id.clone());
     let page = ChannelPage {
         frame: visitor.frame(format!("{product}:{name}"), "products"),
@@ -160,7 +165,7 @@ fn bytes(detail: &RolloutDetail) -> Vec<Part> {
 pub(super) async fn start(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams((product, name)): PathParams<(Name, Name)>,
+    PagePath((product, name)): PagePath<(Name, Name)>,
     form: Form,
 ) -> Result<Response, Stop> {
     visitor.check_word(form.get("word"))?;
@@ -198,7 +203,7 @@ pub(super) async fn start(
 pub(super) async fn order(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams((product, name)): PathParams<(Name, Name)>,
+    PagePath((product, name)): PagePath<(Name, Name)>,
     form: Form,
 ) -> Result<Response, Stop> {
     visitor.check_word(form.get("word"))?;

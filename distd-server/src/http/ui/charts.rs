@@ -23,7 +23,7 @@ pub(super) fn bar<L: Into<String>>(values: impl IntoIterator<Item = (&'static st
     let mut begin = 0;
     let mut part = |(class, label, value): (&'static str, L, u64)| {
         let (x, width) = (hundredths(begin, whole), hundredths(value, whole));
-        begin += value;
+        begin = u64::saturating_add(begin, value);
         let share = match percent(value, whole) {
             share if share > 0.0 && share < 1.0 => "<1 %".to_owned(),
             share if share > 99.0 && share < 100.0 => ">99 %".to_owned(),
@@ -46,6 +46,9 @@ fn hundredths(value: u64, whole: u64) -> f64 {
 /// all further series together.
 const SERIES: [&str; 6] = ["series-1", "series-2", "series-3", "series-4", "series-5", "series-rest"];
 
+/// Most times that a chart shows.
+const TIMES_MAX: usize = 150;
+
 /// Devices by version over time, stacked.
 pub(super) struct History {
     pub(super) areas: Vec<Area>,
@@ -67,16 +70,25 @@ pub(super) struct Area {
 }
 
 impl History {
-    /// Chart of these counts, which are in the order of time; `None` with fewer than two times.
-    pub(super) fn of(rows: &[HistoryRow]) -> Option<Self> {
+    /// Chart of these counts, which are in the order of time; `None` with fewer than two times. The
+    /// versions in `first` come first and have the first colours.
+    pub(super) fn of(rows: &[HistoryRow], first: &[&str]) -> Option<Self> {
         let mut times: BTreeMap<i64, BTreeMap<&str, u64>> = BTreeMap::new();
         for row in rows {
             times.entry(row.at).or_default().insert(&row.version, row.devices);
         }
-        let (from, to) = (*times.keys().next()?, *times.keys().next_back()?);
-        if from == to {
+        if times.len() < 2 {
             return None;
         }
+        let to = *times.keys().next_back()?;
+        // A chart has no room for more, and a page none for their corners.
+        let distance = times.len().div_ceil(TIMES_MAX);
+        let mut at = times.len();
+        times.retain(|_, _| {
+            at -= 1;
+            at.is_multiple_of(distance)
+        });
+        let from = *times.keys().next()?;
         // The versions with the most devices, now or at any time, have colours of their own.
         let mut most: BTreeMap<&str, u64> = BTreeMap::new();
         for (version, devices) in times.values().flatten() {
@@ -84,7 +96,8 @@ impl History {
             *most = (*most).max(*devices);
         }
         let mut versions: Vec<&str> = most.keys().copied().collect();
-        versions.sort_by_key(|version| (std::cmp::Reverse(most[version]), *version));
+        let place = |version: &&str| first.iter().position(|other| other == version).unwrap_or(first.len());
+        versions.sort_by_key(|version| (place(version), std::cmp::Reverse(most[version]), *version));
         let own = versions.len().min(SERIES.len() - 1);
         let (named, rest) = versions.split_at(own);
         let mut series: Vec<(&'static str, String, Vec<u64>)> = Vec::new();
@@ -135,8 +148,8 @@ mod tests {
     #[test]
     fn areas_are_stacked_and_the_rarest_versions_share_one() {
         let row = |at, version: &str, devices| HistoryRow { at, version: version.into(), devices };
-        assert!(History::of(&[row(0, "1", 5)]).is_none());
-        let chart = History::of(&[row(0, "1", 4), row(600, "1", 1), row(600, "2", 3)]).expect("a chart");
+        assert!(History::of(&[row(0, "1", 5)], &[]).is_none());
+        let chart = History::of(&[row(0, "1", 4), row(600, "1", 1), row(600, "2", 3)], &[]).expect("a chart");
         assert_eq!((chart.from, chart.to, chart.most, chart.areas.len()), (0, 600, 4, 2));
         assert_eq!(chart.areas[0].corners, "0.0,0.00 1000.0,75.00 1000.0,100.00 0.0,100.00");
         assert_eq!(chart.areas[1].corners, "0.0,0.00 1000.0,0.00 1000.0,75.00 0.0,0.00");
@@ -144,8 +157,18 @@ mod tests {
             (0..9).flat_map(|v| [row(0, &v.to_string(), 9 - v), row(600, &v.to_string(), 9 - v)]).collect();
         let mut many = many;
         many.sort_by_key(|row| row.at);
-        let chart = History::of(&many).expect("a chart");
+        let chart = History::of(&many, &[]).expect("a chart");
         let labels: Vec<_> = chart.areas.iter().map(|area| (area.label.as_str(), area.last)).collect();
         assert_eq!(labels, [("0", 9), ("1", 8), ("2", 7), ("3", 6), ("4", 5), ("4 others", 10)]);
+    }
+
+    #[test]
+    fn a_long_history_is_thinned_out_and_keeps_its_end_and_the_colours_of_the_bar() {
+        let row = |at, version: &str, devices| HistoryRow { at, version: version.into(), devices };
+        let rows: Vec<_> = (0..1000).flat_map(|at| [row(at, "1", 9), row(at, "2", 1)]).collect();
+        let chart = History::of(&rows, &["2", "1"]).expect("a chart");
+        assert_eq!((chart.to, chart.areas[0].label.as_str()), (999, "2"));
+        assert!(chart.areas[0].corners.split(' ').count() <= 2 * TIMES_MAX, "{}", chart.areas[0].corners);
+        assert!(chart.from < 7);
     }
 }

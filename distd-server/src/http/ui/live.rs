@@ -1,5 +1,6 @@
 //! News for open pages: an event each time that something has changed.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,22 +9,29 @@ use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use distd_core::error::Chain;
+use distd_peer::clock::unix_now;
 use futures::StreamExt;
 use futures::stream::unfold;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::super::{ApiError, App};
 use super::page::Stop;
 use super::session::Visitor;
-use crate::origin::Origin;
+use crate::origin::{Origin, signed};
 
 /// Time between two looks for changes while a page is open.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Most pages that are told of changes at once. Others are read again by hand.
 const STREAMS_MAX: usize = 200;
+
+/// Most of these with one API token.
+const STREAMS_OF_TOKEN: usize = 20;
+
+/// Pages that read the rows of a whole fleet at once. The database has few connections.
+const TURNS: usize = 2;
 
 /// Longest time of one stream. The browser then asks again, so that a session that has ended is
 /// noticed.
@@ -33,6 +41,10 @@ const STREAM: Duration = Duration::from_secs(600);
 pub(in super::super) struct Live {
     changes: Mutex<Option<Changes>>,
     places: Arc<Semaphore>,
+    /// Streams of each API token.
+    streams: Arc<Mutex<HashMap<[u8; 32], usize>>>,
+    /// Turns of pages that read the rows of a whole fleet.
+    turns: Semaphore,
     /// Ends all streams.
     stop: CancellationToken,
 }
@@ -48,6 +60,8 @@ impl Default for Live {
         Self {
             changes: Mutex::default(),
             places: Arc::new(Semaphore::new(STREAMS_MAX)),
+            streams: Arc::default(),
+            turns: Semaphore::new(TURNS),
             stop: CancellationToken::new(),
         }
     }
@@ -57,6 +71,12 @@ impl Live {
     /// Ends all streams, now and from now on.
     pub(in super::super) fn end(&self) {
         self.stop.cancel();
+    }
+
+    /// Waits for the turn of a page that reads the rows of a whole fleet, so that many open pages
+    /// leave the database to others.
+    pub(super) async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turns.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Number of changes; one task for all pages keeps it.
@@ -84,9 +104,13 @@ async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
         }
         match origin.db().web_stamp().await {
             Ok(stamp) => {
-                if last.replace(stamp).is_some_and(|last| last != stamp) {
+                if last.is_some_and(|last| last != stamp) {
                     tell.send_modify(|number| *number += 1);
                 }
+                // More reports may come in this very second, which change no number.
+                let [audit, reports, rest @ ..] = stamp;
+                let is_over = i64::try_from(reports).is_ok_and(|reports| reports < signed(unix_now()));
+                last = Some([audit, if is_over { reports } else { 0 }, rest[0], rest[1], rest[2]]);
             }
             Err(error) => tracing::warn!(error = %Chain(&error), "cannot look for changes for the web page"),
         }
@@ -94,8 +118,41 @@ async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
     }
 }
 
+/// Place among the streams of a token, given back at the end.
+struct Place {
+    streams: Arc<Mutex<HashMap<[u8; 32], usize>>>,
+    token: [u8; 32],
+}
+
+impl Place {
+    fn take(live: &Live, token: [u8; 32]) -> Option<Self> {
+        let mut streams = live.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = streams.entry(token).or_default();
+        if *count >= STREAMS_OF_TOKEN {
+            return None;
+        }
+        *count += 1;
+        Some(Self { streams: live.streams.clone(), token })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = streams.get_mut(&self.token) {
+            *count -= 1;
+            if *count == 0 {
+                streams.remove(&self.token);
+            }
+        }
+    }
+}
+
 /// One page's stream.
 struct Stream {
+    app: Arc<App>,
+    visitor: Visitor,
+    _own: Place,
     changes: watch::Receiver<u64>,
     stop: CancellationToken,
     ends: tokio::time::Instant,
@@ -104,16 +161,21 @@ struct Stream {
 
 /// Sends an event `change` each time that something has changed. A comment comes first, without
 /// which the answer would begin only with the first change.
-pub(super) async fn events(State(app): State<Arc<App>>, _: Visitor) -> Result<Response, Stop> {
+pub(super) async fn events(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
+    let own = Place::take(&app.live, visitor.token());
+    let own = own.ok_or_else(|| ApiError::busy("too many pages are open with this token"))?;
     let place = app.live.places.clone().try_acquire_owned();
     let place = place.map_err(|_| ApiError::busy("too many pages are open at this origin"))?;
     let mut changes = app.live.changes(&app.origin);
     changes.mark_unchanged();
     let stream = Stream {
         changes,
+        visitor,
+        _own: own,
         stop: app.live.stop.clone(),
         ends: tokio::time::Instant::now() + STREAM,
         _place: place,
+        app,
     };
     let events = unfold(stream, |mut stream| async move {
         tokio::select! {
@@ -121,6 +183,9 @@ pub(super) async fn events(State(app): State<Arc<App>>, _: Visitor) -> Result<Re
             () = tokio::time::sleep_until(stream.ends) => None,
             changed = stream.changes.changed() => {
                 changed.ok()?;
+                if !stream.visitor.goes_on(&stream.app).await {
+                    return None;
+                }
                 // A browser drops an event without data.
                 let event = Event::default().event("change").data("something");
                 Some((Ok::<_, Infallible>(event), stream))

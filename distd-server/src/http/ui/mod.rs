@@ -24,12 +24,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 
 use super::{ApiError, App};
+use page::Stop;
 
 pub(super) use live::Live;
 pub use oidc::{Provider, ProviderConfig, ProviderError};
@@ -42,6 +43,8 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 pub(super) fn add_to(router: Router<Arc<App>>) -> Router<Arc<App>> {
     let pages = Router::new()
         .route("/ui", get(overview::show))
+        .route("/ui/", get(|| async { Redirect::to("/ui") }))
+        .route("/ui/{*page}", get(unknown))
         .route("/ui/sign-in", get(session::form).post(session::sign_in))
         .route("/ui/sign-out", post(session::sign_out))
         .route("/ui/oidc", get(oidc::end))
@@ -62,6 +65,10 @@ pub(super) fn add_to(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router.route("/", get(front)).merge(pages)
 }
 
+async fn unknown() -> Stop {
+    ApiError::not_found("such page").into()
+}
+
 /// Sends people to the page, and programs away.
 async fn front(headers: HeaderMap) -> Response {
     let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
@@ -71,9 +78,26 @@ async fn front(headers: HeaderMap) -> Response {
     }
 }
 
-/// Sets the headers that keep other pages, scripts and caches out.
+/// Whether a form comes from a page of this origin, as the browser says. A program says nothing.
+fn is_own(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+        return false;
+    }
+    let host = text("host").unwrap_or_default();
+    text("origin").is_none_or(|origin| origin.split_once("://").is_some_and(|(_, origin)| origin == host))
+}
+
+/// Refuses forms of other pages, and sets the headers that keep pages, scripts and caches out.
 async fn secured(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+    let mut response = match request.method() == Method::GET || is_own(request.headers()) {
+        true => next.run(request).await,
+        false => {
+            let message = "the form comes from another page";
+            Stop::from(ApiError::bad_request(message, "open this origin's page and use its form"))
+                .into_response()
+        }
+    };
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),

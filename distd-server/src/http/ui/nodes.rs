@@ -6,7 +6,7 @@ use askama::Template;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
-use distd_core::api::{FleetNode, FleetPage, Scope};
+use distd_core::api::{FleetNode, FleetPage};
 use distd_core::fleet::state::{Contact, UpdateState};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,7 @@ use super::super::body::{PathParams, QueryParams};
 use super::super::{ApiError, App, fleet};
 use super::charts::{Part, bar};
 use super::filters;
+use super::forms::{PagePath, PageQuery};
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
 
@@ -100,7 +101,7 @@ fn words<T: serde::Serialize>(all: impl IntoIterator<Item = T>) -> Vec<String> {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    QueryParams(filters): QueryParams<Filters>,
+    PageQuery(filters): PageQuery<Filters>,
 ) -> Result<Response, Stop> {
     let node = filters.node.trim();
     if !node.is_empty() {
@@ -127,13 +128,12 @@ struct OneNode {
     frame: Frame,
     node: FleetNode,
     attempts: Vec<Vec<Part>>,
-    sees_releases: bool,
 }
 
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams(id): PathParams<String>,
+    PagePath(id): PagePath<String>,
 ) -> Result<Response, Stop> {
     let Json(node) = fleet::show(State(app), visitor.caller::<ToView>()?, PathParams(id)).await?;
     let attempts = node.attempts.iter().map(|attempt| {
@@ -148,7 +148,6 @@ pub(super) async fn show(
         frame: visitor
             .frame(format!("Node {}", &node.detail.node.id[..12.min(node.detail.node.id.len())]), "nodes"),
         attempts: attempts.collect(),
-        sees_releases: visitor.may(Scope::Read),
         node,
     };
     Ok(Page(page).into_response())

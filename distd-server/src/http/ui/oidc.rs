@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{AppendHeaders, IntoResponse, Redirect, Response};
 use base64::Engine as _;
@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use super::super::auth::scopes_to_row;
 use super::super::{ApiError, App};
+use super::forms::PageQuery;
 use super::page::Stop;
 use super::session::{self, Back, OnConnection, cookie_of, own};
 use crate::db::ApiTokenRow;
@@ -105,7 +106,7 @@ fn failed(error: &ProviderError) -> ApiError {
 pub(super) async fn begin(
     State(app): State<Arc<App>>,
     on: OnConnection,
-    Query(Back { back }): Query<Back>,
+    PageQuery(Back { back }): PageQuery<Back>,
 ) -> Result<Response, Stop> {
     let provider = provider(&app)?;
     let attempt = Attempt::begin(&back);
@@ -131,7 +132,7 @@ pub(super) async fn end(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     on: OnConnection,
-    Query(answer): Query<Answer>,
+    PageQuery(answer): PageQuery<Answer>,
 ) -> Result<Response, Stop> {
     let provider = provider(&app)?;
     let again = "sign in again";
@@ -148,14 +149,18 @@ pub(super) async fn end(
     let scopes: BTreeSet<Scope> = person.groups.iter().flat_map(|group| provider.scopes(group)).collect();
     if scopes.is_empty() {
         tracing::info!(subject = %shown(&person.subject, NAME_MAX), "a person without a known group was refused");
+        let sessions = app.origin.db().end_sessions(&provider.key_of(&person.subject)).await;
+        sessions.map_err(ApiError::from)?;
         let message = "you are in no group that may use this page";
         let next = "ask who runs the origin to name one of your groups in the file of its setting oidc";
         return Err(ApiError::no_group(message, next).into());
     }
     let now = signed(unix_now());
     let ends = now.saturating_add(session::SESSION_SECONDS);
-    let name =
-        person.name.filter(|name| is_label(name)).unwrap_or_else(|| "a person without a name".to_owned());
+    let name = person
+        .name
+        .filter(|name| !name.is_empty() && is_label(name))
+        .unwrap_or_else(|| "a person without a name".to_owned());
     let row = ApiTokenRow {
         secret_sha256: provider.key_of(&person.subject),
         label: shown(&name, NAME_MAX),
@@ -170,6 +175,7 @@ pub(super) async fn end(
         let message = "your access to this origin was revoked";
         return Err(ApiError::no_group(message, "ask who runs the origin").into());
     }
+    session::end_old(&app, &headers, &on).await?;
     let cookie = session::begin(&app, &on, &row.secret_sha256, now).await?;
     tracing::info!(
         label = row.label,

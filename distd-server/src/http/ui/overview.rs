@@ -8,11 +8,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use distd_core::api::{FleetRelease, FleetStatus, RolloutStage, Scope};
+use distd_core::fleet::rollout::WaveCounts;
 use distd_core::names::Name;
 
 use super::super::auth::{ToRead, ToView};
 use super::super::body::QueryParams;
-use super::super::{ApiError, App, fleet, rollouts, state};
+use super::super::{ApiError, App, fleet, state};
 use super::charts::{History, Part, bar};
 use super::filters;
 use super::page::{Frame, Page, Stop};
@@ -55,6 +56,8 @@ struct Channel {
     product: String,
     channel: String,
     devices: u64,
+    /// Versions in the order of the bar.
+    versions: Vec<String>,
     bar: Vec<Part>,
     history: Option<History>,
 }
@@ -85,6 +88,7 @@ pub(super) fn update_parts(status: &FleetStatus) -> Vec<Part> {
 }
 
 pub(super) async fn show(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
+    let _turn = app.live.turn().await;
     let mut alerts = not_ready(&app).await;
     let fleet = match visitor.may(Scope::View) {
         true => Some(fleet_of(&app, &visitor, &mut alerts).await?),
@@ -134,7 +138,9 @@ async fn fleet_of(app: &Arc<App>, visitor: &Visitor, alerts: &mut Vec<Alert>) ->
             };
             let bar = bar(releases.iter().enumerate().map(part));
             let devices = releases.iter().map(|release| release.devices).sum();
-            Channel { product, channel, devices, bar, history: None }
+            let versions =
+                releases.iter().map(|release| release.version.clone().unwrap_or_default()).collect();
+            Channel { product, channel, devices, versions, bar, history: None }
         })
         .collect();
     channels.sort_by_key(|channel| std::cmp::Reverse(channel.devices));
@@ -144,7 +150,8 @@ async fn fleet_of(app: &Arc<App>, visitor: &Visitor, alerts: &mut Vec<Alert>) ->
             continue;
         };
         let rows = app.origin.db().history(&product, &name, status.at - CHART_SECONDS).await;
-        channel.history = History::of(&rows.map_err(ApiError::from)?);
+        let first: Vec<&str> = channel.versions.iter().map(String::as_str).collect();
+        channel.history = History::of(&rows.map_err(ApiError::from)?, &first);
     }
     let contact = status.contact;
     let contact = bar([
@@ -171,14 +178,12 @@ async fn under_way(
     let mut shown = Vec::new();
     for row in rows {
         let status = app.origin.rollout_status(&row).await.map_err(ApiError::from)?;
-        let detail = rollouts::detail(app, status).await?;
-        let rollout = &detail.rollout;
         if row.stage == RolloutStage::Halted {
             let text = format!("The rollout of {}@{} is halted: {}", row.product, row.version, row.reason);
             alerts.push(Alert { text, to: format!("/ui/products/{}/channels/{}", row.product, row.channel) });
         }
-        let sum = |of: fn(&distd_core::api::RolloutWave) -> u64| detail.waves.iter().map(of).sum::<u64>();
-        let devices = sum(|wave| wave.devices);
+        let sum = |of: fn(&WaveCounts) -> u64| status.waves.iter().map(|wave| of(&wave.counts)).sum::<u64>();
+        let devices = sum(|wave| wave.members);
         let (succeeded, failed, trying) = (sum(|w| w.succeeded), sum(|w| w.failed), sum(|w| w.trying));
         shown.push(UnderWay {
             progress: bar([
@@ -187,14 +192,14 @@ async fn under_way(
                 ("failed", "failed", failed),
                 ("waiting", "not begun", devices.saturating_sub(succeeded + failed + trying)),
             ]),
-            wave: detail.waves.iter().filter(|wave| wave.opened.is_some()).count(),
-            waves: detail.waves.len(),
-            product: rollout.product.clone(),
-            channel: rollout.channel.clone(),
-            version: rollout.version.clone(),
-            from: rollout.from.clone(),
-            state: rollout.state.to_string(),
-            reason: rollout.reason.clone(),
+            wave: status.waves.iter().filter(|wave| wave.row.opened.is_some()).count(),
+            waves: status.waves.len(),
+            product: row.product.to_string(),
+            channel: row.channel.to_string(),
+            version: row.version.to_string(),
+            from: row.from.to_string(),
+            state: row.stage.as_str().to_owned(),
+            reason: row.reason,
         });
     }
     Ok((shown, left_out))

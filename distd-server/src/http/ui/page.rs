@@ -18,6 +18,8 @@ pub(super) struct Frame {
     pub(super) who: Option<String>,
     /// Whether the person's token shows the fleet.
     pub(super) sees_fleet: bool,
+    /// Whether it shows releases and rollouts.
+    pub(super) sees_releases: bool,
     pub(super) form_word: String,
     /// Address of the page, for fetching it again.
     pub(super) path: String,
@@ -35,6 +37,7 @@ impl Frame {
             section: "",
             who: None,
             sees_fleet: false,
+            sees_releases: false,
             form_word: String::new(),
             path: String::new(),
             now: signed(unix_now()),

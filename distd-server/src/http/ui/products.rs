@@ -15,6 +15,7 @@ use super::super::body::PathParams;
 use super::super::{App, channels, patches, products, releases};
 use super::charts::{Part, bar};
 use super::filters;
+use super::forms::PagePath;
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
 
@@ -51,7 +52,7 @@ const PATCHES_MAX: usize = 50;
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams(name): PathParams<Name>,
+    PagePath(name): PagePath<Name>,
 ) -> Result<Response, Stop> {
     let named = || PathParams(name.clone());
     let Json(product) = products::show(State(app.clone()), visitor.caller::<ToRead>()?, named()).await?;
@@ -94,12 +95,12 @@ struct Before {
 const BEFORE: usize = 3;
 
 /// Most chunks of a release that is compared.
-const CHUNKS_MAX: u64 = 1_000_000;
+const CHUNKS_MAX: u64 = 250_000;
 
 pub(super) async fn release(
     State(app): State<Arc<App>>,
     visitor: Visitor,
-    PathParams((product, version)): PathParams<(Name, Name)>,
+    PagePath((product, version)): PagePath<(Name, Name)>,
 ) -> Result<Response, Stop> {
     let caller = visitor.caller::<ToRead>()?;
     let at = PathParams((product.clone(), version.clone()));
@@ -108,6 +109,7 @@ pub(super) async fn release(
     let Json(channels) = channels::list(State(app.clone()), visitor.caller()?, named()).await?;
     let Json(all) = releases::list(State(app.clone()), visitor.caller()?, named()).await?;
     let Json(patches) = patches::list(State(app.clone()), visitor.caller()?, named()).await?;
+    let _turn = app.live.turn().await;
     let earlier = all.releases.iter().filter(|other| other.sequence < release.sequence).take(BEFORE);
     let mut before = Vec::new();
     for other in earlier.filter(|other| release.chunks.max(other.chunks) <= CHUNKS_MAX) {
@@ -115,7 +117,8 @@ pub(super) async fn release(
     }
     let text = version.to_string();
     let page = OneRelease {
-        frame: visitor.frame(format!("{product} {version}"), "products"),
+        // Each comparison reads two manifests, and they never change.
+        frame: Frame { is_live: false, ..visitor.frame(format!("{product} {version}"), "products") },
         channels: channels.channels.into_iter().filter(|channel| channel.version == text).collect(),
         patches: patches.patches.into_iter().filter(|set| set.to == text).take(PATCHES_MAX).collect(),
         before,

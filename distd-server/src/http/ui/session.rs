@@ -6,7 +6,7 @@ use std::sync::Arc;
 use askama::Template;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
-use axum::extract::{FromRequestParts, Query, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -19,7 +19,7 @@ use serde::Deserialize;
 use super::super::auth::{AnyToken, Caller, Need, scopes_of_row};
 use super::super::serve::Encrypted;
 use super::super::{ApiError, App};
-use super::forms::Form;
+use super::forms::{Form, PageQuery};
 use super::page::{Frame, Page, Stop};
 use crate::db::ApiTokenRow;
 use crate::origin::signed;
@@ -29,6 +29,9 @@ pub(super) const SESSION_SECONDS: i64 = 12 * 3600;
 
 /// Length of a session's secret, bytes.
 const SECRET_BYTES: usize = 32;
+
+/// Longest address to which signing in leads back, bytes. A browser drops longer cookies.
+const BACK_BYTES_MAX: usize = 1000;
 
 /// Name of the cookie. With the prefix a browser takes it over TLS alone, and from no other host.
 fn cookie_name(is_encrypted: bool) -> &'static str {
@@ -67,6 +70,8 @@ impl Secret {
 pub(super) struct Visitor {
     row: ApiTokenRow,
     scopes: Vec<Scope>,
+    /// Name of the session in the database.
+    session: [u8; 32],
     form_word: String,
     /// Address of the request, without its host.
     path: String,
@@ -97,6 +102,18 @@ impl Visitor {
         })
     }
 
+    /// Name of the person's token in the database.
+    pub(super) fn token(&self) -> [u8; 32] {
+        self.row.secret_sha256
+    }
+
+    /// Whether the session and its token go on.
+    pub(super) async fn goes_on(&self, app: &App) -> bool {
+        let now = signed(unix_now());
+        let row = app.origin.db().session(&self.session, now).await;
+        row.is_ok_and(|row| row.is_some_and(|row| row.is_valid(now)))
+    }
+
     /// Frame of a page for this person.
     pub(super) fn frame(&self, title: impl Into<String>, section: &'static str) -> Frame {
         Frame {
@@ -104,6 +121,7 @@ impl Visitor {
             section,
             who: Some(self.row.label.clone()),
             sees_fleet: self.may(Scope::View),
+            sees_releases: self.may(Scope::Read),
             form_word: self.form_word.clone(),
             path: self.path.clone(),
             now: signed(unix_now()),
@@ -128,7 +146,7 @@ impl FromRequestParts<Arc<App>> for Visitor {
             authenticated.set();
         }
         let scopes = scopes_of_row(&row.scopes);
-        Ok(Self { row, scopes, form_word: secret.form_word(), path })
+        Ok(Self { row, scopes, session: secret.hash(), form_word: secret.form_word(), path })
     }
 }
 
@@ -170,16 +188,21 @@ pub(super) struct Back {
 
 /// An address of this page alone, so that a link cannot lead a person elsewhere after signing in.
 pub(super) fn own(back: &str) -> &str {
-    let is_own = (back == "/ui" || back.starts_with("/ui/") || back.starts_with("/ui?"))
-        && back.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')
-        && !back.contains("..");
+    let path = back.split_once('?').map_or(back, |(path, _)| path);
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b"/._+-".contains(&b);
+    let is_own = back.len() <= BACK_BYTES_MAX
+        && (path == "/ui" || path.starts_with("/ui/"))
+        && path.bytes().all(is_name)
+        && path.split('/').all(|segment| !matches!(segment, "." | ".."))
+        && !["/ui/events", "/ui/oidc", "/ui/sign"].iter().any(|other| path.starts_with(other))
+        && back.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
     if is_own { back } else { "/ui" }
 }
 
 /// The form.
 pub(super) async fn form(
     State(app): State<Arc<App>>,
-    Query(Back { back }): Query<Back>,
+    PageQuery(Back { back }): PageQuery<Back>,
 ) -> Page<impl Template> {
     let (frame, has_provider) = (Frame::stranger("Sign in"), app.provider.is_some());
     Page(SignIn { frame, back: own(&back).to_owned(), problem: None, has_provider })
@@ -188,6 +211,7 @@ pub(super) async fn form(
 /// Begins a session of the API token in the form.
 pub(super) async fn sign_in(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
     on: OnConnection,
     form: Form,
 ) -> Result<Response, Stop> {
@@ -202,9 +226,18 @@ pub(super) async fn sign_in(
         }
         Err(error) => return Err(error.into()),
     };
+    end_old(&app, &headers, &on).await?;
     let cookie = begin(&app, &on, &caller.row.secret_sha256, signed(unix_now())).await?;
     tracing::info!(token = caller.token, label = caller.row.label, "signed in at the web page");
     Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&back)).into_response())
+}
+
+/// Ends the session that a browser has.
+pub(super) async fn end_old(app: &App, headers: &HeaderMap, on: &OnConnection) -> Result<(), ApiError> {
+    match Secret::of(headers, on.is_encrypted) {
+        Some(secret) => Ok(app.origin.db().end_session(&secret.hash()).await?),
+        None => Ok(()),
+    }
 }
 
 /// Begins a session of the API token with this hash; returns its cookie.
@@ -229,9 +262,7 @@ pub(super) async fn sign_out(
     form: Form,
 ) -> Result<Response, Stop> {
     visitor.check_word(form.get("word"))?;
-    if let Some(secret) = Secret::of(&headers, on.is_encrypted) {
-        app.origin.db().end_session(&secret.hash()).await.map_err(ApiError::from)?;
-    }
+    end_old(&app, &headers, &on).await?;
     Ok((
         [(header::SET_COOKIE, cookie(&on, cookie_name(on.is_encrypted), "", 0))],
         Redirect::to("/ui/sign-in"),
@@ -252,12 +283,22 @@ mod tests {
 
     #[test]
     fn a_person_is_led_to_pages_of_this_origin_alone() {
-        for back in ["/ui", "/ui/nodes?where=site%3Da", "/ui?x=1"] {
+        for back in ["/ui", "/ui/nodes?where=site%3Da", "/ui?x=1", "/ui/products/c++/releases/1..2?x=../y"] {
             assert_eq!(own(back), back);
         }
-        for back in
-            ["", "/", "//else.example/ui", "https://else.example/ui", "/ui/../v1", "/ui\\x", "/uix", "/ui/ x"]
-        {
+        for back in [
+            "",
+            "/",
+            "//else.example/ui",
+            "https://else.example/ui",
+            "/ui/../v1",
+            "/ui\\x",
+            "/uix",
+            "/ui/ x",
+            "/ui/%2e%2e/v1",
+            "/ui/events",
+            "/ui/oidc/begin",
+        ] {
             assert_eq!(own(back), "/ui", "{back:?}");
         }
     }

@@ -17,7 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use url::Url;
 
 /// Where Debian and most others keep the authorities of the public web.
@@ -37,6 +37,12 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// Least time between two questions for keys because one is not known.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Time for which a failure to ask for them is remembered.
+const FAILED: Duration = Duration::from_secs(10);
+
+/// Most questions about codes at once.
+const CODES_MAX: usize = 4;
 
 /// Difference of clocks that is allowed, seconds.
 const LEEWAY_SECONDS: u64 = 60;
@@ -128,6 +134,12 @@ pub enum ProviderError {
         /// What is wrong with it.
         what: String,
     },
+    /// Too many people come back from the provider at once.
+    #[error("too many people sign in at once")]
+    Busy,
+    /// The provider failed a moment ago, and is not asked again yet.
+    #[error("the provider failed a moment ago: {0}")]
+    FailedBefore(String),
     /// The token is not the provider's, or not for this sign-in.
     #[error("the provider's token is refused: {0}")]
     Token(String),
@@ -161,7 +173,16 @@ struct Known {
 pub struct Provider {
     config: ProviderConfig,
     client: Client,
-    known: Mutex<Option<Known>>,
+    known: Mutex<Remembered>,
+    /// Places for questions about codes, which anybody can have asked.
+    codes: Semaphore,
+}
+
+/// What is known of a provider, and its last failure.
+#[derive(Default)]
+struct Remembered {
+    known: Option<Known>,
+    failed: Option<(Instant, String)>,
 }
 
 /// An address that keeps secrets: over TLS, or on this machine.
@@ -200,6 +221,15 @@ impl Provider {
         if !config.scopes.iter().any(|scope| scope == "openid") {
             return Err(wrong("scopes lack openid".to_owned()));
         }
+        let allowed = [Scope::Read, Scope::View, Scope::Channel, Scope::Downgrade];
+        // A person holds no token. One with the scope admin would count as the last administrator.
+        if let Some(scope) = config.groups.values().flatten().find(|scope| !allowed.contains(scope)) {
+            let what = format!(
+                "[groups] gives the scope {}: choose of read, view, channel, downgrade",
+                scope.as_str()
+            );
+            return Err(wrong(what));
+        }
         if config.groups.values().all(Vec::is_empty) {
             return Err(wrong(
                 "no group has a scope, so nobody could sign in: add some to [groups]".to_owned(),
@@ -215,7 +245,7 @@ impl Provider {
             .timeout(WAIT)
             .build()
             .map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { config, client, known: Mutex::default() })
+        Ok(Self { config, client, known: Mutex::default(), codes: Semaphore::new(CODES_MAX) })
     }
 
     /// Name of the provider.
@@ -276,6 +306,10 @@ impl Provider {
         struct Tokens {
             id_token: String,
         }
+        if code.is_empty() {
+            return Err(ProviderError::Token("there is no code".to_owned()));
+        }
+        let _place = self.codes.try_acquire().map_err(|_| ProviderError::Busy)?;
         let known = self.known(None).await?;
         let to = self.endpoint(&known.discovery.token_endpoint)?;
         let return_address = self.return_address();
@@ -354,14 +388,35 @@ impl Provider {
     /// Addresses and keys of the provider; asks it when they are old, or when `kid` is none of the
     /// keys.
     async fn known(&self, kid: Option<&str>) -> Result<Known, ProviderError> {
-        let mut known = self.known.lock().await;
-        if let Some(known) = known.as_ref() {
+        // One asks, and those who wait meanwhile have the answer or the failure too.
+        let mut remembered = self.known.lock().await;
+        if let Some(known) = &remembered.known {
             let age = known.asked.elapsed();
             let has_key = kid.is_none_or(|kid| known.keys.find(kid).is_some());
             if age < REMEMBERED && (has_key || age < ASK_AGAIN) {
                 return Ok(known.clone());
             }
         }
+        let failed = remembered.failed.take_if(|(at, _)| at.elapsed() < FAILED);
+        let asked = match &failed {
+            Some((_, what)) => Err(ProviderError::FailedBefore(what.clone())),
+            None => self.ask().await,
+        };
+        match asked {
+            Ok(known) => {
+                remembered.failed = None;
+                Ok(remembered.known.insert(known).clone())
+            }
+            Err(error) => {
+                remembered.failed = failed.or_else(|| Some((Instant::now(), error.to_string())));
+                // Addresses and keys of before are better than none.
+                remembered.known.clone().ok_or(error)
+            }
+        }
+    }
+
+    /// Asks the provider for its addresses and keys.
+    async fn ask(&self) -> Result<Known, ProviderError> {
         let address =
             format!("{}/.well-known/openid-configuration", self.config.issuer.trim_end_matches('/'));
         let discovery: Discovery = answer(&address, self.client.get(&address)).await?;
@@ -371,9 +426,7 @@ impl Provider {
         }
         let keys = self.endpoint(&discovery.jwks_uri)?;
         let keys: JwkSet = answer(keys.as_str(), self.client.get(keys.clone())).await?;
-        let asked = Instant::now();
-        let new = Known { discovery: Arc::new(discovery), keys: Arc::new(keys), asked };
-        Ok(known.insert(new).clone())
+        Ok(Known { discovery: Arc::new(discovery), keys: Arc::new(keys), asked: Instant::now() })
     }
 }
 
@@ -441,6 +494,7 @@ mod tests {
             (":7443/\"", ":7443/ui\"", "has a path"),
             ("[\"read\", \"view\", \"channel\"]", "[]", "nobody could sign in"),
             ("\"read\"", "\"fly\"", "unknown variant"),
+            ("\"read\"", "\"admin\"", "gives the scope admin"),
             ("client_id", "client", "unknown field"),
             ("/dev/null", "/nowhere/authorities", "/nowhere/authorities"),
         ] {
