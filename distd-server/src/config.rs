@@ -17,7 +17,7 @@ use distd_peer::settings::{
 
 use crate::http::DdiOptions;
 use crate::ingest::IngestLimits;
-use crate::origin::{Places, Tuning};
+use crate::origin::{GcOptions, Places, Tuning};
 use crate::patches::PatchOptions;
 use crate::signer::{KeyHolder, SignerLink};
 use crate::tuf;
@@ -38,6 +38,9 @@ const BUNDLE_SECONDS: std::ops::RangeInclusive<u64> = 24 * 3600..=30 * 24 * 3600
 
 /// Validity that a capability may have, seconds.
 const CAPABILITY_SECONDS: std::ops::RangeInclusive<u64> = 10..=7 * 24 * 3600;
+
+/// Longest grace of a removal, and longest time between two collections, seconds.
+const SPACE_SECONDS_MAX: u64 = 30 * 24 * 3600;
 
 /// Most threads for patches. A thread takes some 200 MB.
 const PATCH_THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
@@ -111,6 +114,10 @@ pub struct Values {
     pub upload_bytes_max: u64,
     /// Most open uploads of one token.
     pub uploads_max: u64,
+    /// Time for which the bytes of a removed release stay.
+    pub removal_grace: Duration,
+    /// Time between two collections; zero: only on order.
+    pub gc_period: Duration,
     /// Files with the public root keys of a new realm; empty if the origin makes a root key.
     pub offline_root: Vec<PathBuf>,
     /// Number of root keys that must sign a root of a new realm.
@@ -120,7 +127,7 @@ pub struct Values {
 impl Default for Values {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from(([0u16; 8], port));
-        let Tuning { cert_validity, capability_validity, bundle_validity, patches, limits, .. } =
+        let Tuning { cert_validity, capability_validity, bundle_validity, patches, limits, gc, .. } =
             Tuning::default();
         let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = patches;
         let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = limits;
@@ -151,319 +158,13 @@ impl Default for Values {
             artifact_bytes_max,
             upload_bytes_max,
             uploads_max,
+            removal_grace: gc.grace,
+            gc_period: gc.period,
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
     }
 }
-
-/// Every setting of an origin.
-pub const TABLE: Table<Values> = Table {
-    settings: &[
-        Setting {
-            key: "data",
-            option: "data",
-            variable: "DISTD_SERVER_DATA",
-            value: "DIR",
-            several: false,
-            default: "",
-            help: "Directory for keys, spool and, by default, everything else",
-            set: |s, text| filled(text, "directory").map(|data| s.data = data),
-            show: |s| path(&s.data),
-        },
-        Setting {
-            key: "db",
-            option: "db",
-            variable: "DISTD_SERVER_DB",
-            value: "ADDRESS",
-            several: false,
-            default: "`sqlite:DATA/distd.sqlite`",
-            help: "Database, `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/NAME`",
-            set: |s, text| filled(text, "address of a database").map(|db| s.db = db),
-            show: |s| Shown::Text(without_password(&s.db)),
-        },
-        Setting {
-            key: "store",
-            option: "store",
-            variable: "DISTD_SERVER_STORE",
-            value: "ADDRESS",
-            several: false,
-            default: "`DATA/objects`",
-            help: "Object store, a directory or `s3://BUCKET[/PREFIX][?endpoint=URL&region=R]`",
-            set: |s, text| filled(text, "store").map(|store| s.store = store),
-            show: |s| Shown::Text(without_password(&s.store)),
-        },
-        Setting {
-            key: "keys",
-            option: "keys",
-            variable: "DISTD_SERVER_KEYS",
-            value: "DIR",
-            several: false,
-            default: "the data directory",
-            help: "Directory of the CA's key and the TUF keys",
-            set: |s, text| filled(text, "directory").map(|keys| s.keys = keys),
-            show: |s| path(&s.keys),
-        },
-        Setting {
-            key: "signer",
-            option: "signer",
-            variable: "DISTD_SERVER_SIGNER",
-            value: "SOCKET",
-            several: false,
-            default: "`serve` starts a signer",
-            help: "Unix socket of a signer that runs as another user and holds the keys",
-            set: |s, text| filled(text, "path of a socket").map(|signer| s.signer = Some(signer)),
-            show: |s| s.signer.as_deref().map_or(Shown::Text(String::new()), path),
-        },
-        Setting {
-            key: "http",
-            option: "http",
-            variable: "DISTD_SERVER_HTTP",
-            value: "ADDR:PORT",
-            several: false,
-            default: "`[::]:7443`",
-            help: "Address for HTTPS, TCP",
-            set: |s, text| address(text).map(|http| s.http = http),
-            show: |s| Shown::Text(s.http.to_string()),
-        },
-        Setting {
-            key: "quic",
-            option: "quic",
-            variable: "DISTD_SERVER_QUIC",
-            value: "ADDR:PORT",
-            several: false,
-            default: "`[::]:7444`",
-            help: "Address for devices and relays, QUIC over UDP and HTTPS over TCP; not the port of `http`",
-            set: |s, text| address(text).map(|quic| s.quic = quic),
-            show: |s| Shown::Text(s.quic.to_string()),
-        },
-        Setting {
-            key: "name",
-            option: "name",
-            variable: "DISTD_SERVER_NAME",
-            value: "HOST",
-            several: true,
-            default: "",
-            help: "Further host name or address of this origin, for its HTTPS certificate",
-            set: |s, text| host(text).map(|name| s.name.push(name)),
-            show: |s| Shown::List(s.name.clone()),
-        },
-        Setting {
-            key: "http_plain",
-            option: "http-plain",
-            variable: "DISTD_SERVER_HTTP_PLAIN",
-            value: "",
-            several: false,
-            default: "`false`",
-            help: "Plain HTTP instead of HTTPS, on a loopback address only",
-            set: |s, text| flag(text).map(|plain| s.http_plain = plain),
-            show: |s| Shown::Flag(s.http_plain),
-        },
-        Setting {
-            key: "ddi",
-            option: "ddi",
-            variable: "DISTD_SERVER_DDI",
-            value: "BOOL",
-            several: false,
-            default: "`false`",
-            help: "Answer devices whose update client speaks hawkBit's DDI (ddi.md), true or false",
-            set: |s, text| flag(text).map(|ddi| s.ddi = ddi),
-            show: |s| Shown::Flag(s.ddi),
-        },
-        Setting {
-            key: "ddi_url",
-            option: "ddi-url",
-            variable: "DISTD_SERVER_DDI_URL",
-            value: "URL",
-            several: false,
-            default: "from the first `name`, or else from `http`",
-            help: "Address of this origin as DDI devices reach it, as in `https://updates.example.com:7443`",
-            set: |s, text| base_url(text).map(|url| s.ddi_url = url),
-            show: |s| Shown::Text(s.ddi_url.clone()),
-        },
-        Setting {
-            key: "ddi_poll",
-            option: "ddi-poll",
-            variable: "DISTD_SERVER_DDI_POLL",
-            value: "DURATION",
-            several: false,
-            default: "`5m`",
-            help: "Time between two polls of a DDI device, `10s` to `24h`",
-            set: |s, text| parse_poll(text).map(|poll| s.ddi_poll = poll),
-            show: |s| Shown::Text(format!("{}s", s.ddi_poll.as_secs())),
-        },
-        Setting {
-            key: "oidc",
-            option: "oidc",
-            variable: "DISTD_SERVER_OIDC",
-            value: "FILE",
-            several: false,
-            default: "none",
-            help: "Settings of the OpenID provider at which people sign in to the web page (web.md), mode 0600",
-            set: |s, text| filled(text, "file").map(|path| s.oidc = Some(path)),
-            show: |s| Shown::Text(s.oidc.as_ref().map(|path| path.display().to_string()).unwrap_or_default()),
-        },
-        Setting {
-            key: "cert_validity",
-            option: "cert-validity",
-            variable: "DISTD_SERVER_CERT_VALIDITY",
-            value: "DURATION",
-            several: false,
-            default: "`24h`",
-            help: "Validity of node certificates, `5m` to `365d`",
-            set: |s, text| parse_validity(text).map(|validity| s.cert_validity = validity),
-            show: |s| Shown::Text(format!("{}s", s.cert_validity.as_secs())),
-        },
-        Setting {
-            key: "capability_validity",
-            option: "capability-validity",
-            variable: "DISTD_SERVER_CAPABILITY_VALIDITY",
-            value: "DURATION",
-            several: false,
-            default: "`15m`",
-            help: "Longest time for which a node keeps a right that was withdrawn, `10s` to `7d`",
-            set: |s, text| parse_capability_validity(text).map(|validity| s.capability_validity = validity),
-            show: |s| Shown::Text(format!("{}s", s.capability_validity.as_secs())),
-        },
-        Setting {
-            key: "bundle_validity",
-            option: "bundle-validity",
-            variable: "DISTD_SERVER_BUNDLE_VALIDITY",
-            value: "DURATION",
-            several: false,
-            default: "`0`, none is signed",
-            help: "Longest time for which the metadata in a bundle may be valid, up to `30d`",
-            set: |s, text| parse_bundle_validity(text).map(|validity| s.bundle_validity = validity),
-            show: |s| Shown::Text(format!("{}s", s.bundle_validity.as_secs())),
-        },
-        Setting {
-            key: "zstd_level",
-            option: "zstd-level",
-            variable: "DISTD_SERVER_ZSTD_LEVEL",
-            value: "LEVEL",
-            several: false,
-            default: "`1`",
-            help: "zstd level, 1 to 19, for files that the origin cuts",
-            set: |s, text| number(text, 1..=19).map(|level| s.zstd_level = level),
-            show: |s| Shown::Number(s.zstd_level.into()),
-        },
-        Setting {
-            key: "patches",
-            option: "patches",
-            variable: "DISTD_SERVER_PATCHES",
-            value: "BOOL",
-            several: false,
-            default: "`true`",
-            help: "Make patches between releases in the background, true or false",
-            set: |s, text| flag(text).map(|patches| s.patches = patches),
-            show: |s| Shown::Flag(s.patches),
-        },
-        Setting {
-            key: "solid_sets",
-            option: "solid-sets",
-            variable: "DISTD_SERVER_SOLID_SETS",
-            value: "BOOL",
-            several: false,
-            default: "`true`",
-            help: "Make a patch set from nothing for each release, for new devices and major upgrades, true or false",
-            set: |s, text| flag(text).map(|solid| s.solid_sets = solid),
-            show: |s| Shown::Flag(s.solid_sets),
-        },
-        Setting {
-            key: "patch_threads",
-            option: "patch-threads",
-            variable: "DISTD_SERVER_PATCH_THREADS",
-            value: "N",
-            several: false,
-            default: "one for each core",
-            help: "Patches made at once",
-            set: |s, text| {
-                number(text, NonZeroUsize::MIN..=PATCH_THREADS_MAX).map(|threads| s.patch_threads = threads)
-            },
-            show: |s| Shown::Number(s.patch_threads.get() as i128),
-        },
-        Setting {
-            key: "patch_level",
-            option: "patch-level",
-            variable: "DISTD_SERVER_PATCH_LEVEL",
-            value: "LEVEL",
-            several: false,
-            default: "`12`",
-            help: "zstd level within patches, 1 to 22; sets that rebuild less than 32 MiB take at least 19",
-            set: |s, text| number(text, 1..=22).map(|level| s.patch_level = level),
-            show: |s| Shown::Number(s.patch_level.into()),
-        },
-        Setting {
-            key: "patch_memory_mib",
-            option: "patch-memory-mib",
-            variable: "DISTD_SERVER_PATCH_MEMORY_MIB",
-            value: "MIB",
-            several: false,
-            default: "256 for each core, at most 4096",
-            help: "MiB that making patches may take beside its lists and caches",
-            set: |s, text| number(text, 64..=1 << 20).map(|mib| s.patch_memory_mib = mib),
-            show: |s| Shown::Number(s.patch_memory_mib.into()),
-        },
-        Setting {
-            key: "artifact_bytes_max",
-            option: "artifact-bytes-max",
-            variable: "DISTD_SERVER_ARTIFACT_BYTES_MAX",
-            value: "BYTES",
-            several: false,
-            default: "68719476736",
-            help: "Longest artifact, which bounds what one commit makes the origin hash",
-            set: |s, text| bytes(text).map(|bytes| s.artifact_bytes_max = bytes),
-            show: |s| Shown::Number(s.artifact_bytes_max.into()),
-        },
-        Setting {
-            key: "upload_bytes_max",
-            option: "upload-bytes-max",
-            variable: "DISTD_SERVER_UPLOAD_BYTES_MAX",
-            value: "BYTES",
-            several: false,
-            default: "274877906944",
-            help: "Most bytes of one token's open uploads",
-            set: |s, text| bytes(text).map(|bytes| s.upload_bytes_max = bytes),
-            show: |s| Shown::Number(s.upload_bytes_max.into()),
-        },
-        Setting {
-            key: "uploads_max",
-            option: "uploads-max",
-            variable: "DISTD_SERVER_UPLOADS_MAX",
-            value: "N",
-            several: false,
-            default: "64",
-            help: "Most open uploads of one token",
-            set: |s, text| number(text, 1..=100_000).map(|uploads| s.uploads_max = uploads),
-            show: |s| Shown::Number(s.uploads_max.into()),
-        },
-        Setting {
-            key: "offline_root",
-            option: "offline-root",
-            variable: "DISTD_SERVER_OFFLINE_ROOT",
-            value: "FILE",
-            several: true,
-            default: "",
-            help: "Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root new-key`",
-            set: |s, text| filled(text, "file").map(|file| s.offline_root.push(file)),
-            show: |s| Shown::List(s.offline_root.iter().map(|file| file.display().to_string()).collect()),
-        },
-        Setting {
-            key: "root_threshold",
-            option: "root-threshold",
-            variable: "DISTD_SERVER_ROOT_THRESHOLD",
-            value: "N",
-            several: false,
-            default: "1",
-            help: "Number of root keys that must sign a root of a new realm",
-            set: |s, text| {
-                number(text, NonZeroU64::MIN..=ROOT_KEYS_MAX).map(|threshold| s.root_threshold = threshold)
-            },
-            show: |s| Shown::Number(s.root_threshold.get().into()),
-        },
-    ],
-    sections: &[],
-};
 
 fn path(path: &Path) -> Shown {
     Shown::Text(path.display().to_string())
@@ -651,6 +352,7 @@ impl Settings {
                 upload_bytes_max: self.upload_bytes_max,
                 uploads_max: self.uploads_max,
             },
+            gc: GcOptions { grace: self.removal_grace, period: self.gc_period },
             offline_root: self.offline_root.clone(),
             root_threshold: self.root_threshold,
         }
@@ -685,6 +387,16 @@ pub fn parse_bundle_validity(text: &str) -> Result<Duration, String> {
     validity.ok_or_else(|| "is neither 0 nor a duration between 24h and 30d, as in 14d".to_owned())
 }
 
+/// Parses the grace of a removal, or the time between two collections, as in `24h`.
+///
+/// # Errors
+/// The end of a sentence about the text.
+pub fn parse_space_time(text: &str) -> Result<Duration, String> {
+    let fits = |time: &Duration| (1..=SPACE_SECONDS_MAX).contains(&time.as_secs());
+    let time = if text == "0" { Some(Duration::ZERO) } else { duration(text).filter(fits) };
+    time.ok_or_else(|| "is neither 0 nor a duration up to 30d, as in 24h".to_owned())
+}
+
 /// Whether two listeners of one protocol want the same port of the same address.
 fn meet(a: SocketAddr, b: SocketAddr) -> bool {
     let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
@@ -701,6 +413,10 @@ fn is_host(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok()
         || text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(label)
 }
+
+mod table;
+
+pub use table::TABLE;
 
 #[cfg(test)]
 mod tests;

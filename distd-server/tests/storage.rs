@@ -13,6 +13,8 @@ mod fleet;
 mod receipts;
 #[path = "storage/rollouts.rs"]
 mod rollouts;
+#[path = "storage/space.rs"]
+mod space;
 #[path = "storage/state.rs"]
 mod state;
 #[path = "storage/world.rs"]
@@ -29,8 +31,8 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
     ApiTokenRow, BeginCommit, ChannelMove, ChannelRow, ChunkRow, Db, EnrolOutcome, Enrolment, JoinTokenRow,
-    Location, MoveBy, MovedChunk, NodeRow, PutCertificate, RevokeToken, SetChannelOutcome, UploadId,
-    UploadState, Withdraw,
+    Leaving, Location, MoveBy, MovedChunk, NodeRow, PutCertificate, RevokeToken, SetChannelOutcome, Unless,
+    UploadId, UploadState, Withdraw,
 };
 use distd_server::ingest::{
     CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, Ingest, IngestError, Run, SweepScope,
@@ -372,9 +374,11 @@ on_every_back_end! {
         let two = push(&world.ingest, "2", &artifact(bytes.clone())).await.expect("push");
         let chunks = async |id| world.ingest.manifest_chunks(id).await.expect("read").expect("there");
         let unneeded = chunks(&one.manifest).await.difference(&chunks(&two.manifest).await);
-        let marked = world.db.mark_withdrawn(&name("os"), &name("1"), NOW).await.expect("marked");
+        let (os, version) = (name("os"), name("1"));
+        let marked = world.db.mark_removing(&os, &version, Unless::Used, NOW).await.expect("marked");
         assert!(matches!(marked, Withdraw::Marked(_)));
-        let tx = world.db.begin_withdrawal(&one.release).await.expect("begin");
+        let leaving = Leaving { releases: vec![one.release.clone()], sets: Vec::new() };
+        let tx = world.db.begin_removal(leaving).await.expect("begin");
         let objects = tx.finish(&unneeded.ids().collect::<Vec<_>>()).await.expect("finish");
         assert!(objects.is_empty(), "both packs are in use");
         let before = world.db.pack_bytes().await.expect("a sum");

@@ -3,6 +3,7 @@
 mod error;
 mod fleet;
 mod rollouts;
+mod space;
 mod upload;
 mod url;
 
@@ -13,8 +14,8 @@ use bytes::Bytes;
 use distd_core::api::{
     BundleMetadata, Channel, ChannelApproval, ChannelHistory, ChannelList, DdiTokenList, FileName,
     JoinTokenList, MadeDdiToken, MadeJoinToken, MadeToken, Move, NewBundleMetadata, NewDdiToken,
-    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release, ReleaseList,
-    RevokeNode, RevokedNode, Token, TokenList, Wanted,
+    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release, RevokeNode,
+    RevokedNode, Token, TokenList, Wanted,
 };
 use distd_core::names::Name;
 use distd_core::role::Role;
@@ -26,6 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use error::ApiError;
+pub(crate) use space::QuotaOf;
 pub(crate) use upload::{CommitRequest, Upload, persistently};
 pub(crate) use url::ServerUrl;
 
@@ -189,11 +191,6 @@ impl Api {
         }
     }
 
-    /// Returns the releases of a product.
-    pub(crate) async fn releases(&self, product: &str) -> Result<ReleaseList, ApiError> {
-        self.get(&["v1", "products", product, "releases"]).await
-    }
-
     /// Returns one release.
     pub(crate) async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
         self.get(&["v1", "products", product, "releases", version]).await
@@ -328,13 +325,6 @@ impl Api {
     /// Revokes a join token.
     pub(crate) async fn revoke_join_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "join-tokens", id]).await
-    }
-
-    /// Withdraws a release. The origin answers after it has freed the space, which may take
-    /// minutes.
-    pub(crate) async fn withdraw(&self, product: &str, version: &str) -> Result<(), ApiError> {
-        let path = ["v1", "products", product, "releases", version];
-        self.send(self.request(Method::DELETE, &path)).await.map(drop)
     }
 
     /// Removes a channel.

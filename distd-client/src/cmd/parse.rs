@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use distd_core::api::QUOTA_BYTES_MAX;
 use distd_core::fleet::{LabelError, LabelKey, LabelValue, assignable_key, assignable_label};
 use distd_core::names::{Name, NameError, Wanted, WantedError};
 use distd_peer::settings;
@@ -26,6 +27,9 @@ pub(crate) enum ParseError {
     /// The argument is not a number with a unit.
     #[error("write a number and a unit: 90s, 45m, 24h, 7d or 4w")]
     Duration,
+    /// The argument is not a number of bytes.
+    #[error("write a number of bytes, with a unit or without: 500MB, 20GB, 1TB, 64MiB, 4GiB")]
+    Bytes,
     /// The argument is not a node id of 32 hexadecimal digits.
     #[error("a node id has 32 hexadecimal digits; see: distd node ls")]
     NodeId,
@@ -93,6 +97,26 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
     let longest = Duration::from_secs(100 * 366 * 24 * 3600);
     let bounds = Duration::from_secs(1)..=longest;
     settings::duration(s).filter(|time| has_unit && bounds.contains(time)).ok_or(ParseError::Duration)
+}
+
+/// Parses a number of bytes, with a unit or without: `500MB`, `20GB`, `4GiB`.
+pub(crate) fn bytes(s: &str) -> Result<u64, ParseError> {
+    let digits = s.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = s.split_at(digits);
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(ParseError::Bytes),
+    };
+    let number: u64 = number.parse().map_err(|_| ParseError::Bytes)?;
+    number.checked_mul(factor).filter(|bytes| *bytes <= QUOTA_BYTES_MAX).ok_or(ParseError::Bytes)
 }
 
 /// Parses a time: a date, whose day begins then, or date and time with an offset. Returns unix

@@ -1,4 +1,5 @@
-//! `distd product`: lists the products of an origin, and sets their file names.
+//! `distd product`: lists and shows the products of an origin, and sets their file names and what
+//! they keep.
 
 use clap::Subcommand;
 
@@ -6,11 +7,12 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::Product;
+use distd_core::api::{Product, RETENTION_MAX, Retention, code};
 use distd_core::file_name::FilePattern;
 use distd_core::names::Name;
 
-/// List products, or set the names under which other update clients know their releases.
+/// List or show products, or set what they keep and the names under which other update clients know
+/// their releases.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -21,6 +23,26 @@ pub(crate) struct Args {
 enum Command {
     /// List the products that the token is valid for.
     Ls {
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Show one product.
+    Show {
+        /// Product to show.
+        product: Name,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Say which releases of a product are kept although no channel, rollout, node or pin needs
+    /// them. The origin removes the others by itself. Without a policy all are kept.
+    Retention {
+        /// Product to change; it must exist.
+        product: Name,
+        #[command(flatten)]
+        policy: Policy,
+        /// Set the policy even if it leaves the product without a release.
+        #[arg(long, conflicts_with = "off")]
+        yes: bool,
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -48,9 +70,83 @@ struct Change {
     no_file_name: bool,
 }
 
+#[derive(clap::Args)]
+#[group(required = true, multiple = true)]
+struct Policy {
+    /// Number of the newest releases that are kept.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=i64::from(RETENTION_MAX)))]
+    keep: Option<u32>,
+    /// Days for which a release is kept after it was made, or after it was withdrawn.
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(..=i64::from(RETENTION_MAX)))]
+    days: Option<u32>,
+    /// Keep all releases.
+    #[arg(long, conflicts_with_all = ["keep", "days"])]
+    off: bool,
+}
+
+/// A policy in words.
+fn policy_text(retention: Option<&Retention>) -> String {
+    let Some(Retention { keep, days, .. }) = retention else { return "all releases".to_owned() };
+    let words = [keep.map(|n| format!("the newest {n}")), days.map(|days| format!("{days} days"))];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if words.is_empty() {
+        "what is used".to_owned()
+    } else {
+        format!("{}, and what is used", words.join(", "))
+    }
+}
+
+async fn retain(
+    context: &Context,
+    product: &Name,
+    policy: Policy,
+    yes: bool,
+    api: &ApiArgs,
+) -> anyhow::Result<()> {
+    let api = context.api(api)?;
+    if policy.off {
+        api.remove_retention(product.as_str()).await.map_err(Failure::from)?;
+        let changed = serde_json::json!({"product": product, "retention": null});
+        return context.output().result(&changed, |_| format!("{product} keeps all releases"));
+    }
+    let retention = Retention { keep: policy.keep, days: policy.days, may_empty: yes };
+    let set = api.set_retention(product.as_str(), &retention).await.map_err(|error| match error.code() {
+        code::WOULD_EMPTY => Failure::from(error).next("keep more, or add --yes".to_owned()),
+        _ => Failure::from(error),
+    })?;
+    context.output().result(&set, |set| {
+        format!(
+            "{product} keeps {}: {} releases stay, {} go; distd gc --explain says why",
+            policy_text(Some(&set.retention)),
+            set.keeps,
+            set.removes
+        )
+    })
+}
+
+async fn show(context: &Context, product: &Name, api: &ApiArgs) -> anyhow::Result<()> {
+    let product = context.api(api)?.product(product.as_str()).await.map_err(Failure::from)?;
+    context.output().result(&product, |product| {
+        let Product { name, cut, created, file_name, retention } = product;
+        format!(
+            "product   {name}\ncut       {}/{}/{}\nfile name {}\nkeeps     {}\ncreated   {}",
+            cut.min,
+            cut.avg,
+            cut.max,
+            file_name.as_deref().unwrap_or("-"),
+            policy_text(retention.as_ref()),
+            time(*created)
+        )
+    })
+}
+
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Ls { api } => ls(context, &api).await,
+        Command::Show { product, api } => show(context, &product, &api).await,
+        Command::Retention { product, policy, yes, api } => {
+            retain(context, &product, policy, yes, &api).await
+        }
         Command::Set { product, change, api } => set(context, &product, change, &api).await,
     }
 }
@@ -81,7 +177,7 @@ async fn ls(context: &Context, api: &ApiArgs) -> anyhow::Result<()> {
         }
         let mut rows = vec![["PRODUCT", "CUT", "FILE NAME", "CREATED"].map(str::to_owned).to_vec()];
         rows.extend(list.products.iter().map(|product| {
-            let Product { name, cut, created, file_name } = product.clone();
+            let Product { name, cut, created, file_name, .. } = product.clone();
             let file_name = file_name.unwrap_or_else(|| "-".to_owned());
             vec![name, format!("{}/{}/{}", cut.min, cut.avg, cut.max), file_name, time(created)]
         }));

@@ -70,4 +70,12 @@ pub mod code {
     pub const DOWNGRADE: &str = "downgrade";
     /// A channel points to the release, or a grant names the group.
     pub const IN_USE: &str = "in_use";
+    /// The version is a release that was withdrawn.
+    pub const WITHDRAWN: &str = "withdrawn";
+    /// Nodes run the release.
+    pub const RUNNING: &str = "running";
+    /// The release is pinned.
+    pub const PINNED: &str = "pinned";
+    /// The policy would leave the product without a release.
+    pub const WOULD_EMPTY: &str = "would_empty";
 }

@@ -22,7 +22,7 @@ const HEX: &str = "0707070707070707070707070707070707070707070707070707070707070
 #[test]
 fn answers_are_these_texts() {
     let cut = Cut::from(CutParams::default());
-    let product = Product { name: "os".into(), cut, created: 5, file_name: None };
+    let product = Product { name: "os".into(), cut, created: 5, file_name: None, retention: None };
     let named = Product { file_name: Some("os_@v.erofs".into()), ..product.clone() };
     both(
         &named,
@@ -44,6 +44,9 @@ fn answers_are_these_texts() {
         created: 3,
         sequence: Some(4),
         damaged: false,
+        withdrawn: None,
+        removed_at: None,
+        pinned: None,
         channels: Vec::new(),
     };
     let plain = format!(

@@ -21,6 +21,7 @@ mod products;
 mod receipts;
 mod releases;
 mod rollouts;
+mod space;
 mod state;
 mod tokens;
 mod uploads;
@@ -55,6 +56,11 @@ pub use rollouts::{
     Approval, NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUT_TURNS_MAX, ROLLOUTS_MAX, Rollout,
     RolloutDetail, RolloutEvent, RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutTurn,
     RolloutVerb, RolloutWave,
+};
+pub use space::{
+    CollectNow, GcLot, GcPatchSet, GcRelease, GcReport, KeepReason, Kept, PIN_REASON_MAX, PinRelease,
+    QUOTA_BYTES_MAX, Quota, QuotaBounds, QuotaList, REMOVALS, REMOVALS_MAX, RETENTION_MAX, Retention,
+    RetentionSet, SetReason,
 };
 pub use state::{Ready, Version};
 pub use tokens::{

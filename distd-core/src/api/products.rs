@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::Retention;
 use crate::cut::CutParams;
 
 /// Cut parameters, bytes.
@@ -61,6 +62,9 @@ pub struct Product {
     /// `os_@v.erofs`; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_name: Option<String>,
+    /// Releases that are kept although nothing uses them; absent: all are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
 }
 
 /// File name of a product.

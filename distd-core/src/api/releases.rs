@@ -47,6 +47,16 @@ pub struct Release {
     /// The origin's store has lost a part of the release: push the same bytes again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
+    /// Time at which it was withdrawn, unix seconds: devices do not take it, and it can be brought
+    /// back. Absent while devices may take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdrawn: Option<i64>,
+    /// Time at which its bytes go, unix seconds; absent while they stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub removed_at: Option<i64>,
+    /// Why an operator pinned it; absent when it is not pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
     /// Channels that point to the release; only in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub channels: Vec<String>,

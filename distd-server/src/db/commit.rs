@@ -10,8 +10,8 @@ use super::ids::IdTx;
 use super::moves::MoveBy;
 use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
-use super::row::Columns;
-use super::{Db, DbError, Location, UnixSeconds, UploadId, failed, products};
+use super::row::{Columns, signed};
+use super::{Db, DbError, Location, OverQuota, UnixSeconds, UploadId, failed, products, quotas};
 
 const WHAT: &str = "commit the upload";
 
@@ -22,6 +22,8 @@ pub enum BeginCommit {
     Ready(CommitTx),
     /// The version has been released meanwhile.
     Released(Box<ReleaseRow>),
+    /// The version is a release that was withdrawn.
+    Withdrawn,
     /// The upload is not open.
     Closed,
 }
@@ -43,7 +45,7 @@ impl Db {
         let tx = &mut ids.tx;
         let sql = sqlx::AssertSqlSafe(format!(
             // Not by EXISTS: SQLite would look at every release.
-            "SELECT {} FROM releases WHERE product = (SELECT product FROM uploads WHERE id = $1) \
+            "SELECT {}, withdrawn FROM releases WHERE product = (SELECT product FROM uploads WHERE id = $1) \
              AND version = (SELECT version FROM uploads WHERE id = $1)",
             releases::COLUMNS
         ));
@@ -51,10 +53,15 @@ impl Db {
             .bind(upload.to_string())
             .fetch_optional(&mut **tx)
             .await
-            .and_then(|row| row.as_ref().map(releases::read).transpose())
+            .and_then(|row| {
+                let read = |row| Ok((releases::read(row)?, row.time_or_none("withdrawn")?));
+                row.as_ref().map(read).transpose()
+            })
             .map_err(failed(WHAT))?;
-        if let Some(release) = released {
-            return Ok(BeginCommit::Released(Box::new(release)));
+        match released {
+            Some((_, Some(_))) => return Ok(BeginCommit::Withdrawn),
+            Some((release, None)) => return Ok(BeginCommit::Released(Box::new(release))),
+            None => {}
         }
         close_upload(ids, upload).await
     }
@@ -169,6 +176,20 @@ impl CommitTx {
         self.ids.given()
     }
 
+    /// First quota of the product or the token that does not suffice for `released` more bytes of
+    /// releases.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn over_quota(
+        &mut self,
+        product: &Name,
+        token: &str,
+        released: u64,
+    ) -> Result<Option<OverQuota>, DbError> {
+        quotas::exceeded(&mut self.ids.tx, product, token, 0, released).await.map_err(failed(WHAT))
+    }
+
     /// Numbers the release that this commit makes.
     ///
     /// # Errors
@@ -219,7 +240,16 @@ impl CommitTx {
                 .await;
             let by =
                 row.and_then(|row| Ok(MoveBy { token: row.text("token")?, label: row.text("created_by")? }));
-            let acting = Actor::by(&by.map_err(failed(WHAT))?, release.created);
+            let by = by.map_err(failed(WHAT))?;
+            sqlx::query("UPDATE releases SET token = $1, stored = $2 WHERE product = $3 AND version = $4")
+                .bind(by.token.clone())
+                .bind(signed(self.ids.given_bytes()))
+                .bind(release.product.to_string())
+                .bind(release.version.to_string())
+                .execute(&mut *self.ids.tx)
+                .await
+                .map_err(failed(WHAT))?;
+            let acting = Actor::by(&by, release.created);
             let (subject, details) = (releases::subject(release), releases::details(release));
             append(&mut self.ids.tx, &acting, "release.publish", &subject, &details)
                 .await

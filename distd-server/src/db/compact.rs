@@ -37,7 +37,7 @@ pub struct MovedChunk {
 }
 
 impl Db {
-    /// Packs of which less than one in `share` bytes is used, the least used first, at most
+    /// Packs of which at least one in `share` bytes is unused, the least used first, at most
     /// `limit`. Those of open uploads and those that were emptied are left out. Reads the row of
     /// every chunk.
     ///
@@ -47,8 +47,9 @@ impl Db {
         let rows = sqlx::query(
             "SELECT p.id AS id, p.bytes AS bytes, CAST(COALESCE(SUM(c.stored_len), 0) AS BIGINT) AS live \
              FROM packs p LEFT JOIN chunks c ON c.pack = p.id WHERE p.upload IS NULL AND p.emptied IS NULL \
-             GROUP BY p.id, p.bytes HAVING COALESCE(SUM(c.stored_len), 0) * $1 < p.bytes \
-             ORDER BY live, p.id LIMIT $2",
+             GROUP BY p.id, p.bytes \
+             HAVING (p.bytes - COALESCE(SUM(c.stored_len), 0) - COUNT(c.id) * 41 - 48) * $1 >= p.bytes \
+             ORDER BY COALESCE(SUM(c.stored_len), 0) * 1.0 / p.bytes, p.id LIMIT $2",
         )
         .bind(signed(share))
         .bind(i64::from(limit))

@@ -7,7 +7,7 @@
 //! Table `counters`: `chunk_id`, the last chunk id given, whose row is also the lock that
 //! serialises commits and the recording of patch sets; `tokens`, the row that serialises
 //! revocations of API tokens; `fleet`, which grows with each change of groups and grants, and whose
-//! row serialises them.
+//! row serialises them; `gc`, when releases were last collected.
 
 use std::collections::HashMap;
 
@@ -28,6 +28,7 @@ pub(super) struct IdTx {
     engine: Engine,
     last_id: u64,
     given: u64,
+    given_bytes: u64,
 }
 
 impl IdTx {
@@ -39,7 +40,7 @@ impl IdTx {
             .await
             .map_err(failed("lock the chunk counter"))?;
         let last_id = row.number("value").map_err(failed("lock the chunk counter"))?;
-        Ok(Self { tx, engine: db.engine, last_id, given: 0 })
+        Ok(Self { tx, engine: db.engine, last_id, given: 0, given_bytes: 0 })
     }
 
     /// Ids of hashes in the order given; `None` for a hash without an id.
@@ -146,6 +147,7 @@ impl IdTx {
         }
         self.last_id += chunks.len() as u64;
         self.given += chunks.len() as u64;
+        self.given_bytes += chunks.iter().map(|(_, at)| u64::from(at.stored_len)).sum::<u64>();
         Ok((first..=self.last_id).map(ChunkId).collect())
     }
 
@@ -157,6 +159,11 @@ impl IdTx {
     /// Number of ids that this transaction has given.
     pub(super) fn given(&self) -> u64 {
         self.given
+    }
+
+    /// Stored bytes of the chunks that this transaction gave ids to.
+    pub(super) fn given_bytes(&self) -> u64 {
+        self.given_bytes
     }
 
     /// Stores the last id given in the counter.

@@ -35,14 +35,18 @@ mod packs;
 mod patch_sets;
 mod pins;
 mod products;
+mod quotas;
 mod receipts;
+mod release_pins;
 mod releases;
 mod reports;
 mod restore;
+mod retention;
 mod rollouts;
 mod row;
 mod turns;
 mod uploads;
+mod usage;
 mod web;
 mod withdraw;
 
@@ -75,6 +79,7 @@ pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
+pub use quotas::{OverQuota, QuotaOf, QuotaRow};
 pub use receipts::{LogRow, NodeLogRow, RECEIPTS_PER_DAY_MAX, RECEIPTS_PER_NODE_MAX};
 pub use releases::ReleaseRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
@@ -82,7 +87,8 @@ pub use restore::Restoration;
 pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
 pub use turns::{TurnAsker, TurnRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
-pub use withdraw::{Withdraw, WithdrawalTx};
+pub use usage::{ByRelease, HeldRelease, PackUsage, Uses};
+pub use withdraw::{Division, Leaving, RemovalTx, Unless, Withdraw};
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -489,6 +495,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0017_file_names"),
     migration!("0018_ddi"),
     migration!("0019_web"),
+    migration!("0020_space"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -668,6 +675,8 @@ mod tests {
             ("receipts", "2ae90e20a38609b2", "e4f327b96cd7aefb"),
             ("file_names", "281c859b3f28ba18", "1ce025c0086e6f51"),
             ("ddi", "e5d9e856d46e2896", "15efb6932eda6de0"),
+            ("web", "c3b1f286c09c0779", "253fa87d985f839f"),
+            ("space", "b0c85ce1983e5f80", "b0c85ce1983e5f80"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

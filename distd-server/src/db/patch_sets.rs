@@ -1,7 +1,8 @@
 //! Patch sets: which pairs of releases have one, and which wait for theirs.
 //!
 //! Table `patch_sets`: pairs of manifests of a product: queued, building, ready or failed, and the
-//! manifest of the set (docs/store.md, "Patch sets").
+//! manifest of the set (docs/store.md, "Patch sets"); `removing` while its bytes are on their way
+//! out.
 
 pub use distd_core::api::PatchSetState;
 use distd_core::names::Name;
@@ -129,8 +130,8 @@ fn with_key<'q>(sql: String, key: &PatchSetKey) -> Query<'q> {
 
 impl Db {
     /// Queues the set between two releases of one product, or from nothing to one. A set that is
-    /// there stays as it is, except a failed one, which is tried again. Returns the row, and
-    /// whether it was queued now.
+    /// there stays as it is, except a failed one, which is tried again, and one that is being
+    /// removed, which stays and has to be listed again. Returns the row, and whether it changed.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -146,6 +147,8 @@ impl Db {
         let from_manifest = from.map_or(ManifestId::NOTHING, |from| from.manifest);
         let key = PatchSetKey { product: to.product.clone(), from: from_manifest, to: to.manifest };
         let mut tx = self.begin_write().await?;
+        let sql = format!("UPDATE patch_sets SET removing = NULL WHERE {KEY} AND removing IS NOT NULL");
+        let kept = with_key(sql, &key).execute(&mut *tx).await.map_err(failed(what))?.rows_affected();
         let sql = "INSERT INTO patch_sets (product, from_manifest, to_manifest, from_version, to_version, state, \
                    requested_by, created) VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7) \
                    ON CONFLICT (product, from_manifest, to_manifest) DO UPDATE SET state = 'queued', error = NULL, \
@@ -165,7 +168,7 @@ impl Db {
             .and_then(|row| read(&row))
             .map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
-        Ok((row, queued > 0))
+        Ok((row, queued + kept > 0))
     }
 
     /// Takes the set of a kind that has waited longest; it is `building` from then on.
@@ -263,7 +266,7 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn patch_sets_usable(&self, product: &Name, limit: u32) -> Result<Vec<PatchSetRow>, DbError> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM patch_sets WHERE product = $1 AND set_manifest IS NOT NULL \
+            "SELECT {COLUMNS} FROM patch_sets WHERE product = $1 AND set_manifest IS NOT NULL AND removing IS NULL \
              ORDER BY finished DESC, created DESC, to_manifest, from_manifest LIMIT $2"
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -284,6 +287,29 @@ impl Db {
         let read = |row: &AnyRow| read(row).map(|row| row.set.map(|set| (row.key, set)));
         rows.and_then(|rows| rows.iter().filter_map(|row| read(row).transpose()).collect())
             .map_err(failed("list the patch sets"))
+    }
+
+    /// Sets whose removal began at `until` or before.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn sets_removing(&self, until: UnixSeconds) -> Result<Vec<PatchSetRow>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM patch_sets WHERE removing IS NOT NULL AND removing <= $1");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(until).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the patch sets"))
+    }
+
+    /// Every set that is ready and is not being removed, of every product, the newest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn sets_ready(&self) -> Result<Vec<PatchSetRow>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM patch_sets WHERE state = 'ready' AND removing IS NULL \
+             ORDER BY finished DESC, created DESC, to_manifest, from_manifest"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the patch sets"))
     }
 
     /// Puts a set whose contents are lost back into the queue.

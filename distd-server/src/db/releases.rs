@@ -1,8 +1,10 @@
 //! Releases: one version of a product, naming a manifest.
 //!
 //! Table `releases`: product and version → manifest, BLAKE3, length; `published` once the TUF
-//! repository lists it; `withdrawn` while it is on its way out (docs/store.md, "Withdrawing");
-//! `sequence`, its number among the product's releases (docs/trust.md, "Downgrades").
+//! repository lists it; `withdrawn` while devices may not take it, `removing` while its bytes are
+//! on their way out (docs/store.md, "Withdrawing"); `token` that committed it and `stored` bytes of
+//! the chunks that came with it; `sequence`, its number among the product's releases
+//! (docs/trust.md, "Downgrades").
 
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::names::Name;
@@ -167,6 +169,18 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
     }
 
+    /// Every release of every product, in any state, oldest first: those that are withdrawn need
+    /// their manifests and chunks too.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn every_release(&self) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql =
+            sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM releases ORDER BY created, product, version"));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
+    }
+
     /// Releases of one manifest: whether it may be served, and under which names.
     ///
     /// # Errors
@@ -253,6 +267,19 @@ impl Db {
             released.push(!self.products_of_manifest(manifest).await?.is_empty());
         }
         Ok(released)
+    }
+
+    /// Whether a release in any state, or a patch set, names each of these manifests, in the order
+    /// given: such a manifest is kept.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn manifests_named(&self, manifests: &[ManifestId]) -> Result<Vec<bool>, DbError> {
+        let mut named = Vec::with_capacity(manifests.len());
+        for manifest in manifests {
+            named.push(is_named(&self.pool, manifest).await.map_err(failed("find the manifest"))?);
+        }
+        Ok(named)
     }
 }
 

@@ -112,6 +112,8 @@ pub enum BeginUpload {
     UnknownProduct,
     /// The token has as many open uploads as it may have.
     TooMany,
+    /// The version is a release that was withdrawn.
+    Withdrawn,
 }
 
 const COLUMNS: &str = "id, product, version, state, created, expires, created_by, token, products";
@@ -161,6 +163,17 @@ impl Db {
             .map_err(failed(what))?;
         if known.is_none() {
             return Ok(BeginUpload::UnknownProduct);
+        }
+        let withdrawn = sqlx::query(
+            "SELECT 1 FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NOT NULL",
+        )
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        if withdrawn.is_some() {
+            return Ok(BeginUpload::Withdrawn);
         }
         let row = sqlx::query(
             "SELECT CAST(COUNT(*) AS BIGINT) AS uploads, \

@@ -1,10 +1,11 @@
-//! Releases that are being withdrawn. docs/store.md, "Withdrawing", has the order and what each
-//! crash leaves.
+//! Releases that are withdrawn, and releases and patch sets whose bytes go. docs/store.md,
+//! "Withdrawing" and "Removing", has the order and what each crash leaves.
 
 use std::collections::BTreeSet;
 
 use distd_core::names::Name;
 use distd_core::{ChunkId, ManifestId};
+use sqlx::{Any, Transaction};
 
 use super::audit::append;
 use super::bulk::{LIST_MAX, padded, padded_len};
@@ -12,9 +13,10 @@ use super::ids::IdTx;
 use super::releases::{self, ReleaseRow};
 use super::rollouts::UNDER_WAY;
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, PatchSetKey, UnixSeconds, failed};
 
 const WHAT: &str = "withdraw the release";
+const REMOVE: &str = "remove releases";
 
 /// Result of marking a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,19 +27,108 @@ pub enum Withdraw {
     Unknown,
     /// These channels point to the release, or a rollout brings it to their devices.
     InUse(Vec<Name>),
+    /// The release is pinned, for this reason.
+    Pinned(String),
+    /// So many nodes run the release or are pinned to it.
+    Running(u64),
 }
 
-/// The last step of a withdrawal under way; no commit runs meanwhile. Dropped, it leaves everything
-/// as it was.
+/// Conditions of a removal, besides channels and rollouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unless {
+    /// No other condition: an order of an operator.
+    Used,
+    /// Not while nodes run the release or are pinned to it.
+    Running,
+}
+
+/// Releases and patch sets that go in one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leaving {
+    /// The releases.
+    pub releases: Vec<ReleaseRow>,
+    /// The patch sets, besides those from or to the releases.
+    pub sets: Vec<PatchSetKey>,
+}
+
+impl Leaving {
+    /// Whether nothing goes.
+    pub fn is_empty(&self) -> bool {
+        self.releases.is_empty() && self.sets.is_empty()
+    }
+}
+
+/// Manifests that something names after a removal, and those that nothing does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Division {
+    /// Manifests that nothing names any more.
+    pub unneeded: BTreeSet<ManifestId>,
+    /// Manifests of releases that stay, and of patch sets between those.
+    pub needed: BTreeSet<ManifestId>,
+}
+
+/// The last step of a removal under way; no commit runs meanwhile. Dropped, it leaves everything as
+/// it was.
 #[derive(Debug)]
-pub struct WithdrawalTx {
+pub struct RemovalTx {
     ids: IdTx,
-    release: ReleaseRow,
+    leaving: Leaving,
+}
+
+/// Channels that need a release: they point to it, a rollout brings it, or one requires it.
+async fn channels_of(
+    db: &Db,
+    tx: &mut Transaction<'static, Any>,
+    product: &Name,
+    version: &Name,
+) -> Result<Vec<Name>, DbError> {
+    let sql = format!(
+        "SELECT channel FROM channels WHERE product = $1 AND version = $2 UNION SELECT channel FROM rollouts \
+         WHERE product = $3 AND version = $4 AND {UNDER_WAY} ORDER BY channel"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed(WHAT))?;
+    let channels: Result<Vec<Name>, _> = rows.iter().map(|row| row.parsed("channel")).collect();
+    let channels = channels.map_err(failed(WHAT))?;
+    if !channels.is_empty() {
+        return Ok(channels);
+    }
+    let required = db.versions_required().await?;
+    let required =
+        required.into_iter().filter(|(of, _, versions)| of == product && versions.contains(version));
+    Ok(required.map(|(_, channel, _)| channel).collect())
+}
+
+/// Row of a release in any state; `true` when it is withdrawn, and the time since which it is being
+/// removed.
+async fn any_state(
+    tx: &mut Transaction<'static, Any>,
+    product: &Name,
+    version: &Name,
+) -> Result<Option<(ReleaseRow, bool, Option<UnixSeconds>)>, sqlx::Error> {
+    let sql = format!(
+        "SELECT {}, withdrawn, removing FROM releases WHERE product = $1 AND version = $2",
+        releases::COLUMNS
+    );
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some((releases::read(&row)?, row.time_or_none("withdrawn")?.is_some(), row.time_or_none("removing")?)))
 }
 
 impl Db {
     /// Marks a release as withdrawn, unless a channel points to it or a rollout leads to it. From
-    /// then on no query finds it as a release.
+    /// then on no query finds it as a release; its bytes stay. A release that is withdrawn already
+    /// is left as it is.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -48,43 +139,22 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         let mut tx = self.begin_write().await?;
-        let sql = format!(
-            "SELECT channel FROM channels WHERE product = $1 AND version = $2 UNION SELECT channel FROM rollouts \
-             WHERE product = $3 AND version = $4 AND {UNDER_WAY} ORDER BY channel"
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(product.to_string())
-            .bind(version.to_string())
-            .bind(product.to_string())
-            .bind(version.to_string())
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed(WHAT))?;
-        let channels: Result<Vec<Name>, _> = rows.iter().map(|row| row.parsed("channel")).collect();
-        let channels = channels.map_err(failed(WHAT))?;
+        let channels = channels_of(self, &mut tx, product, version).await?;
         if !channels.is_empty() {
             return Ok(Withdraw::InUse(channels));
         }
-        let required = self.versions_required().await?;
-        let required =
-            required.into_iter().filter(|(of, _, versions)| of == product && versions.contains(version));
-        let channels: Vec<Name> = required.map(|(_, channel, _)| channel).collect();
-        if !channels.is_empty() {
-            return Ok(Withdraw::InUse(channels));
-        }
-        let sql = format!(
-            "UPDATE releases SET withdrawn = $1 WHERE product = $2 AND version = $3 AND withdrawn IS NULL RETURNING {}",
-            releases::COLUMNS
-        );
-        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let release = match any_state(&mut tx, product, version).await.map_err(failed(WHAT))? {
+            None | Some((_, _, Some(_))) => return Ok(Withdraw::Unknown),
+            Some((release, true, None)) => return Ok(Withdraw::Marked(release)),
+            Some((release, false, None)) => release,
+        };
+        sqlx::query("UPDATE releases SET withdrawn = $1 WHERE product = $2 AND version = $3")
             .bind(now)
             .bind(product.to_string())
             .bind(version.to_string())
-            .fetch_optional(&mut *tx)
+            .execute(&mut *tx)
             .await
             .map_err(failed(WHAT))?;
-        let Some(row) = row else { return Ok(Withdraw::Unknown) };
-        let release = releases::read(&row).map_err(failed(WHAT))?;
         let (subject, details) = (releases::subject(&release), releases::details(&release));
         append(&mut tx, &self.acting.at(now), "release.withdraw", &subject, &details)
             .await
@@ -93,97 +163,287 @@ impl Db {
         Ok(Withdraw::Marked(release))
     }
 
-    /// Releases that were marked and still have rows.
+    /// Makes a withdrawn release one again, also one whose removal has begun and whose bytes are
+    /// still there. `None` when there is no such withdrawn release.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn bring_back(
+        &self,
+        product: &Name,
+        version: &Name,
+        now: UnixSeconds,
+    ) -> Result<Option<ReleaseRow>, DbError> {
+        let what = "bring the release back";
+        // The lock of removals: a removal has read which releases go, and takes their chunks.
+        let mut ids = IdTx::begin(self).await?;
+        let found = any_state(&mut ids.tx, product, version).await.map_err(failed(what))?;
+        let Some((release, true, _)) = found else { return Ok(None) };
+        sqlx::query(
+            "UPDATE releases SET withdrawn = NULL, removing = NULL WHERE product = $1 AND version = $2",
+        )
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .execute(&mut *ids.tx)
+        .await
+        .map_err(failed(what))?;
+        let (subject, details) = (releases::subject(&release), releases::details(&release));
+        append(&mut ids.tx, &self.acting.at(now), "release.unwithdraw", &subject, &details)
+            .await
+            .map_err(failed(what))?;
+        ids.tx.commit().await.map_err(failed(what))?;
+        Ok(Some(release))
+    }
+
+    /// Marks a release, also a withdrawn one, as one whose bytes go, unless something needs it.
+    /// A release whose removal has begun is left as it is.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn mark_removing(
+        &self,
+        product: &Name,
+        version: &Name,
+        unless: Unless,
+        now: UnixSeconds,
+    ) -> Result<Withdraw, DbError> {
+        let mut tx = self.begin_write().await?;
+        let marked = self.mark_one(&mut tx, product, version, unless, "order", now).await?;
+        if matches!(marked, Withdraw::Marked(_)) {
+            tx.commit().await.map_err(failed(REMOVE))?;
+        }
+        Ok(marked)
+    }
+
+    /// Marks releases that a policy gives up, all in one transaction. Those that something came to
+    /// need since they were chosen are left out. Returns the releases marked.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn mark_all_removing(
+        &self,
+        chosen: &[(Name, Name)],
+        now: UnixSeconds,
+    ) -> Result<Vec<ReleaseRow>, DbError> {
+        let mut tx = self.begin_write().await?;
+        let mut marked = Vec::new();
+        for (product, version) in chosen {
+            let unless = Unless::Running;
+            if let Withdraw::Marked(release) =
+                self.mark_one(&mut tx, product, version, unless, "retention", now).await?
+            {
+                marked.push(release);
+            }
+        }
+        tx.commit().await.map_err(failed(REMOVE))?;
+        Ok(marked)
+    }
+
+    async fn mark_one(
+        &self,
+        tx: &mut Transaction<'static, Any>,
+        product: &Name,
+        version: &Name,
+        unless: Unless,
+        why: &str,
+        now: UnixSeconds,
+    ) -> Result<Withdraw, DbError> {
+        let channels = channels_of(self, tx, product, version).await?;
+        if !channels.is_empty() {
+            return Ok(Withdraw::InUse(channels));
+        }
+        let release = match any_state(tx, product, version).await.map_err(failed(REMOVE))? {
+            None => return Ok(Withdraw::Unknown),
+            Some((release, _, Some(_))) => return Ok(Withdraw::Marked(release)),
+            Some((release, _, None)) => release,
+        };
+        let pin = sqlx::query("SELECT why FROM release_pins WHERE product = $1 AND version = $2")
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(failed(REMOVE))?;
+        if let Some(pin) = pin {
+            return Ok(Withdraw::Pinned(pin.text("why").map_err(failed(REMOVE))?));
+        }
+        if unless == Unless::Running {
+            let nodes = super::usage::nodes_on(&mut **tx, product, version).await.map_err(failed(REMOVE))?;
+            if nodes > 0 {
+                return Ok(Withdraw::Running(nodes));
+            }
+        }
+        sqlx::query(
+            "UPDATE releases SET withdrawn = COALESCE(withdrawn, $1), removing = $1 \
+             WHERE product = $2 AND version = $3",
+        )
+        .bind(now)
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed(REMOVE))?;
+        let mut details = releases::details(&release);
+        details["why"] = why.into();
+        append(tx, &self.acting.at(now), "release.remove", &releases::subject(&release), &details)
+            .await
+            .map_err(failed(REMOVE))?;
+        Ok(Withdraw::Marked(release))
+    }
+
+    /// Releases that are withdrawn, and those whose bytes go and that still have rows.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn withdrawn(&self) -> Result<Vec<ReleaseRow>, DbError> {
+        self.marked("withdrawn", i64::MAX).await
+    }
+
+    /// Releases whose removal began at `until` or before, and that still have rows.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn removing(&self, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
+        self.marked("removing", until).await
+    }
+
+    /// Releases with a time in this column, at `until` or before.
+    async fn marked(&self, column: &str, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = format!(
-            "SELECT {} FROM releases WHERE withdrawn IS NOT NULL ORDER BY withdrawn, product, version",
+            "SELECT {} FROM releases WHERE {column} IS NOT NULL AND {column} <= $1 \
+             ORDER BY {column}, product, version",
             releases::COLUMNS
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(until).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(releases::read).collect())
             .map_err(failed("list withdrawn releases"))
     }
 
-    /// Begins the last step of a withdrawal.
+    /// Time at which the oldest removal under way began, of a release or of a patch set.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn begin_withdrawal(&self, release: &ReleaseRow) -> Result<WithdrawalTx, DbError> {
-        Ok(WithdrawalTx { ids: IdTx::begin(self).await?, release: release.clone() })
+    pub async fn oldest_removal(&self) -> Result<Option<UnixSeconds>, DbError> {
+        let what = "look for removals";
+        let row = sqlx::query(
+            "SELECT MIN(removing) AS oldest FROM (SELECT removing FROM releases WHERE removing IS NOT NULL \
+             UNION ALL SELECT removing FROM patch_sets WHERE removing IS NOT NULL) AS every",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed(what))?;
+        row.time_or_none("oldest").map_err(failed(what))
+    }
+
+    /// Begins the last step of a removal of releases and patch sets that are marked.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn begin_removal(&self, leaving: Leaving) -> Result<RemovalTx, DbError> {
+        Ok(RemovalTx { ids: IdTx::begin(self).await?, leaving })
     }
 }
 
-impl WithdrawalTx {
-    /// Manifests that nothing names once this release is gone: its own, and those of its patch
-    /// sets.
+/// Rows that go and rows that stay.
+#[derive(Default)]
+struct Rows {
+    releases: Vec<(Name, Name)>,
+    sets: Vec<PatchSetKey>,
+    division: Division,
+}
+
+impl RemovalTx {
+    /// Divides the manifests into those that something names after the removal and those that
+    /// nothing does. A release that was brought back since it was marked stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn unneeded(&mut self) -> Result<BTreeSet<ManifestId>, DbError> {
-        let needed = self.needed().await?;
-        let ReleaseRow { product, manifest, .. } = &self.release;
-        let mut unneeded = BTreeSet::from([*manifest]);
-        let sets = sqlx::query(
-            "SELECT set_manifest FROM patch_sets WHERE product = $1 AND (from_manifest = $2 OR to_manifest = $2) \
-             AND set_manifest IS NOT NULL",
-        )
-        .bind(product.to_string())
-        .bind(manifest.as_bytes().as_slice())
-        .fetch_all(&mut *self.ids.tx)
-        .await
-        .map_err(failed(WHAT))?;
-        for row in sets {
-            unneeded.insert(ManifestId(row.hash("set_manifest").map_err(failed(WHAT))?));
+    pub async fn divide(&mut self) -> Result<Division, DbError> {
+        self.rows().await.map(|rows| rows.division)
+    }
+
+    async fn rows(&mut self) -> Result<Rows, DbError> {
+        let mut out = Rows::default();
+        let chosen: BTreeSet<(&Name, &Name)> =
+            self.leaving.releases.iter().map(|row| (&row.product, &row.version)).collect();
+        let mut gone = BTreeSet::new();
+        // Manifests of the releases of each product that stay.
+        let mut kept: BTreeSet<(Name, ManifestId)> = BTreeSet::new();
+        let rows = sqlx::query("SELECT product, version, manifest, removing FROM releases")
+            .fetch_all(&mut *self.ids.tx)
+            .await
+            .map_err(failed(REMOVE))?;
+        for row in &rows {
+            let read = || -> Result<_, sqlx::Error> {
+                let name: (Name, Name) = (row.parsed("product")?, row.parsed("version")?);
+                Ok((name, ManifestId(row.hash("manifest")?), row.time_or_none("removing")?.is_some()))
+            };
+            let (name, manifest, removing) = read().map_err(failed(REMOVE))?;
+            if removing && chosen.contains(&(&name.0, &name.1)) {
+                gone.insert(manifest);
+                out.releases.push(name);
+            } else {
+                out.division.needed.insert(manifest);
+                kept.insert((name.0, manifest));
+            }
         }
-        Ok(unneeded.difference(&needed).copied().collect())
+        let chosen: BTreeSet<&PatchSetKey> = self.leaving.sets.iter().collect();
+        let rows =
+            sqlx::query("SELECT product, from_manifest, to_manifest, set_manifest, removing FROM patch_sets")
+                .fetch_all(&mut *self.ids.tx)
+                .await
+                .map_err(failed(REMOVE))?;
+        for row in &rows {
+            let read = || -> Result<_, sqlx::Error> {
+                let key = PatchSetKey {
+                    product: row.parsed("product")?,
+                    from: ManifestId(row.hash("from_manifest")?),
+                    to: ManifestId(row.hash("to_manifest")?),
+                };
+                let set = row.hash_or_none("set_manifest")?.map(ManifestId);
+                Ok((key, set, row.time_or_none("removing")?.is_some()))
+            };
+            let (key, set, removing) = read().map_err(failed(REMOVE))?;
+            let is_kept = |end: ManifestId| kept.contains(&(key.product.clone(), end));
+            let ends = is_kept(key.to) && (key.from == ManifestId::NOTHING || is_kept(key.from));
+            if ends && !(removing && chosen.contains(&key)) {
+                out.division.needed.extend(set);
+            } else {
+                gone.extend(set);
+                out.sets.push(key);
+            }
+        }
+        out.division.unneeded = gone.difference(&out.division.needed).copied().collect();
+        Ok(out)
     }
 
-    /// Manifests that something else names: releases that stay, and patch sets between those.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn needed(&mut self) -> Result<BTreeSet<ManifestId>, DbError> {
-        let rows = sqlx::query(
-            "SELECT manifest FROM releases WHERE withdrawn IS NULL \
-             UNION SELECT set_manifest AS manifest FROM patch_sets WHERE set_manifest IS NOT NULL AND EXISTS \
-             (SELECT 1 FROM releases r WHERE r.product = patch_sets.product AND r.manifest = patch_sets.to_manifest \
-             AND r.withdrawn IS NULL) AND (from_version = '' OR EXISTS (SELECT 1 FROM releases r WHERE \
-             r.product = patch_sets.product AND r.manifest = patch_sets.from_manifest AND r.withdrawn IS NULL))",
-        )
-        .fetch_all(&mut *self.ids.tx)
-        .await
-        .map_err(failed(WHAT))?;
-        let read: Result<_, _> = rows.iter().map(|row| Ok(ManifestId(row.hash("manifest")?))).collect();
-        read.map_err(failed(WHAT))
-    }
-
-    /// Deletes the release, its patch sets, these chunks, and the packs that nothing needs then.
-    /// Returns the objects of those packs, which are noted as doomed.
+    /// Deletes the releases, their patch sets and the chosen ones, these chunks, and the packs that
+    /// nothing needs then. Returns the objects of those packs, which are noted as doomed.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn finish(mut self, chunks: &[ChunkId]) -> Result<Vec<String>, DbError> {
+        let Rows { releases, sets, .. } = self.rows().await?;
         let engine = self.ids.engine();
-        let ReleaseRow { product, version, manifest, .. } = &self.release;
         let tx = &mut self.ids.tx;
-        sqlx::query("DELETE FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NOT NULL")
-            .bind(product.to_string())
-            .bind(version.to_string())
+        for (product, version) in releases {
+            sqlx::query("DELETE FROM releases WHERE product = $1 AND version = $2")
+                .bind(product.to_string())
+                .bind(version.to_string())
+                .execute(&mut **tx)
+                .await
+                .map_err(failed(REMOVE))?;
+        }
+        for key in sets {
+            sqlx::query(
+                "DELETE FROM patch_sets WHERE product = $1 AND from_manifest = $2 AND to_manifest = $3",
+            )
+            .bind(key.product.to_string())
+            .bind(key.from.as_bytes().as_slice())
+            .bind(key.to.as_bytes().as_slice())
             .execute(&mut **tx)
             .await
-            .map_err(failed(WHAT))?;
-        sqlx::query(
-            "DELETE FROM patch_sets WHERE product = $1 AND (from_manifest = $2 OR to_manifest = $2) AND NOT EXISTS \
-             (SELECT 1 FROM releases r WHERE r.product = $1 AND r.manifest = $2 AND r.withdrawn IS NULL)",
-        )
-        .bind(product.to_string())
-        .bind(manifest.as_bytes().as_slice())
-        .execute(&mut **tx)
-        .await
-        .map_err(failed(WHAT))?;
+            .map_err(failed(REMOVE))?;
+        }
         let mut packs: BTreeSet<u64> = BTreeSet::new();
         for ids in chunks.chunks(LIST_MAX) {
             let list = engine.list(1, padded_len(ids));
@@ -192,8 +452,8 @@ impl WithdrawalTx {
             for id in padded(ids) {
                 query = query.bind(signed(id.0));
             }
-            for row in query.fetch_all(&mut **tx).await.map_err(failed(WHAT))? {
-                packs.insert(row.number("pack").map_err(failed(WHAT))?);
+            for row in query.fetch_all(&mut **tx).await.map_err(failed(REMOVE))? {
+                packs.insert(row.number("pack").map_err(failed(REMOVE))?);
             }
         }
         let mut objects = Vec::new();
@@ -205,17 +465,17 @@ impl WithdrawalTx {
             .bind(signed(pack))
             .fetch_optional(&mut **tx)
             .await
-            .map_err(failed(WHAT))?;
+            .map_err(failed(REMOVE))?;
             let Some(row) = row else { continue };
-            let object = row.text("object").map_err(failed(WHAT))?;
+            let object = row.text("object").map_err(failed(REMOVE))?;
             sqlx::query("INSERT INTO doomed (object, since) VALUES ($1, 0) ON CONFLICT (object) DO NOTHING")
                 .bind(object.clone())
                 .execute(&mut **tx)
                 .await
-                .map_err(failed(WHAT))?;
+                .map_err(failed(REMOVE))?;
             objects.push(object);
         }
-        self.ids.tx.commit().await.map_err(failed(WHAT))?;
+        self.ids.tx.commit().await.map_err(failed(REMOVE))?;
         Ok(objects)
     }
 }

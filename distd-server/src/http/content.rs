@@ -43,6 +43,12 @@ pub(super) async fn put(
     if body.announced().is_some_and(|len| len > bytes_max) {
         return Err(ApiError::too_large(bytes_max));
     }
+    app.origin.make_way(&product, &version).await?;
+    if let Some(bytes) = body.announced()
+        && app.origin.db().release(&product, &version).await?.is_none()
+    {
+        app.origin.ingest().check_quotas(&product, &caller.token, 1, bytes).await?;
+    }
     // If the connection ends, this future is dropped, and the file with it.
     let spooled = app.spool(&caller.token, body, Use::File).await?;
     let at = app.clone();

@@ -17,8 +17,8 @@ use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
 use crate::origin::{
-    BundleMetadataError, LogError, PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError,
-    WithdrawError,
+    BundleMetadataError, LogError, PublishReleaseError, RequestPatchesError, RetentionError, RolloutError,
+    SetChannelError, WithdrawError,
 };
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
@@ -306,6 +306,22 @@ impl From<IngestError> for ApiError {
             }
             IngestError::VersionTaken { .. } => Self::version_taken(fact),
             IngestError::TooManyUploads { .. } | IngestError::Quota { .. } => Self::quota(fact),
+            IngestError::OverQuota(_) => Self::new(
+                StatusCode::FORBIDDEN,
+                code::QUOTA,
+                fact,
+                "remove releases (distd gc --dry-run shows which nothing needs), or have an admin raise the quota with \
+                 distd quota set",
+            ),
+            IngestError::Withdrawn { product, version } => Self::new(
+                StatusCode::CONFLICT,
+                code::WITHDRAWN,
+                fact,
+                format!(
+                    "bring it back with distd release restore {product}@{version}, remove it with distd release rm, or \
+                     choose another version"
+                ),
+            ),
             IngestError::TooLarge { bytes_max, .. } => Self::too_large(bytes_max),
             IngestError::NoRoom => Self::storage_full(),
             IngestError::BadTree(cause) => {
@@ -436,8 +452,38 @@ impl From<WithdrawError> for ApiError {
                     "first point each of these channels to another version, or remove it",
                 )
             }
+            error @ WithdrawError::NotWithdrawn { .. } => Self::conflict(
+                error.to_string(),
+                "distd release ls --withdrawn shows the releases that can be brought back",
+            ),
+            WithdrawError::Pinned { ref product, ref version, .. } => {
+                let next = format!("first remove the pin: distd release unpin {product}@{version}");
+                Self::new(StatusCode::CONFLICT, code::PINNED, error.to_string(), next)
+            }
+            error @ WithdrawError::Running { .. } => Self::new(
+                StatusCode::CONFLICT,
+                code::RUNNING,
+                error.to_string(),
+                "update these nodes first, so that they get patches; or remove the release without unless_running (distd \
+                 release rm --force)",
+            ),
             error @ WithdrawError::NeedsApproval { .. } => Self::conflict(error.to_string(), NEEDS_APPROVAL),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<RetentionError> for ApiError {
+    fn from(error: RetentionError) -> Self {
+        match error {
+            RetentionError::UnknownProduct(product) => Self::unknown_product(&product),
+            RetentionError::WouldEmpty { .. } => Self::new(
+                StatusCode::CONFLICT,
+                code::WOULD_EMPTY,
+                error.to_string(),
+                "keep more, point a channel to a release, or set may_empty (distd product retention --yes)",
+            ),
+            RetentionError::Db(error) => error.into(),
         }
     }
 }

@@ -14,6 +14,7 @@ mod drain;
 mod error;
 mod fleet;
 mod gateway;
+mod gc;
 mod grants;
 mod groups;
 mod manifests;
@@ -25,6 +26,7 @@ mod openpgp;
 mod packs;
 mod patches;
 mod products;
+mod quotas;
 mod receipts;
 mod releases;
 mod request_id;
@@ -167,6 +169,8 @@ fn routes() -> impl Iterator<Item = Route> {
         packs::routes(),
         channels::routes(),
         patches::routes(),
+        gc::routes(),
+        quotas::routes(),
         tokens::routes(),
         ddi::token_routes(),
         nodes::routes(),

@@ -28,6 +28,7 @@ fn shown(row: ProductRow) -> Product {
         cut: row.cut.into(),
         created: row.created,
         file_name: row.file_name.map(|pattern| pattern.to_string()),
+        retention: None,
     }
 }
 
@@ -71,6 +72,11 @@ pub(super) async fn list(
     caller: Caller<ToRead>,
 ) -> Result<Json<ProductList>, ApiError> {
     let rows = app.origin.db().products().await?.into_iter().filter(|row| caller.products.has(&row.name));
+    let mut retentions = app.origin.db().retentions().await?;
+    let shown = |row: ProductRow| {
+        let retention = retentions.remove(&row.name);
+        Product { retention, ..shown(row) }
+    };
     Ok(Json(ProductList { products: rows.map(shown).collect() }))
 }
 
@@ -84,7 +90,9 @@ pub(super) async fn show(
     PathParams(name): PathParams<Name>,
 ) -> Result<Json<Product>, ApiError> {
     caller.may(&name)?;
-    Ok(Json(shown(find(&app, &name).await?)))
+    let row = find(&app, &name).await?;
+    let retention = app.origin.db().retentions().await?.remove(&name);
+    Ok(Json(Product { retention, ..shown(row) }))
 }
 
 /// Sets the file name of a product. The documents of its channels then have sums of the files,

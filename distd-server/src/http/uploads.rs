@@ -44,8 +44,13 @@ pub(super) async fn begin(
 ) -> Result<Json<Upload>, ApiError> {
     caller.may(&product)?;
     let ingest = app.origin.ingest();
+    app.origin.make_way(&product, &version).await?;
     if let Some(bytes) = announced.bytes {
         ingest.check_announced(bytes)?;
+        // A version that is released already takes nothing more.
+        if app.origin.db().release(&product, &version).await?.is_none() {
+            ingest.check_quotas(&product, &caller.token, 1, bytes).await?;
+        }
     }
     ingest.check_room(0)?;
     let now = signed(unix_now());

@@ -148,6 +148,9 @@ impl Ingest {
             return Ok(Prepared { row, released, request, heals: false });
         }
         row.must_be_open()?;
+        if released.is_none() {
+            self.check_quotas(&row.product, &row.token, 0, request.bytes).await?;
+        }
         self.check_room(manifest_bytes(&request))?;
         self.indexes.lock(&self.db, &row.id).await?.refresh(&self.db, &row.id).await?;
         self.verify(&row, &request).await?;
@@ -177,6 +180,13 @@ impl Ingest {
         match begun {
             BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now, released).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
+            BeginCommit::Withdrawn => {
+                self.indexes.forget(&row.id);
+                if let Some(objects) = self.db.abort_upload(&row.id, None).await? {
+                    self.delete_all(&objects).await?;
+                }
+                Err(IngestError::Withdrawn { product: row.product, version: row.version })
+            }
             BeginCommit::Closed => Err(IngestError::UploadOver(row.id)),
         }
     }
@@ -193,7 +203,13 @@ impl Ingest {
         now: UnixSeconds,
         damaged: Option<ReleaseRow>,
     ) -> Result<CommitResult, IngestError> {
-        let CommitRequest { kind, cut, mut runs, blake3, .. } = request;
+        let CommitRequest { kind, cut, mut runs, blake3, bytes } = request;
+        // Asked again under the lock of commits: another one may have taken what was left.
+        if damaged.is_none()
+            && let Some(over) = tx.over_quota(&upload.product, &upload.token, bytes).await?
+        {
+            return Err(IngestError::OverQuota(Box::new(over)));
+        }
         let mut builder = Builder::new(cut, kind);
         let mut healed = 0;
         // The list is freed while the manifest grows: of a large artifact the two are the largest

@@ -19,6 +19,16 @@ use distd_peer::random;
 /// copied frees one.
 const USED_SHARE: u64 = 2;
 
+/// Unused bytes of all packs take at most one in so many of the used ones: above that, packs of
+/// which more than half is used are emptied too, the least used first. With the bytes of
+/// [`EMPTIED_SHARE`] that wait for their readers apart, packs stay within 1.1 times of what their
+/// chunks need.
+const DEAD_SHARE: u64 = 12;
+
+/// A pack is left alone when less than one in so many of its bytes is unused: a byte copied would
+/// free less than a twentieth of one.
+const SPARSE_SHARE: u64 = 20;
+
 /// Time for which the object of an emptied pack stays, seconds: a reader that looked a chunk up
 /// before finds the chunk there. The maker of a patch set remembers places for hours, and a backup
 /// of the store compares objects with rows as long as it copies.
@@ -126,7 +136,13 @@ impl Ingest {
         done.more = allowed > ROUND_BYTES;
         allowed = allowed.min(ROUND_BYTES);
         let mut filling = Filling::default();
-        for pack in self.db.sparse_packs(USED_SHARE, SPARSE_MAX).await? {
+        let usage = self.db.pack_usage().await?;
+        let mut dead = usage.dead();
+        for pack in self.db.sparse_packs(SPARSE_SHARE, SPARSE_MAX).await? {
+            let half = pack.live_bytes.saturating_mul(USED_SHARE) < pack.bytes;
+            if !half && dead.saturating_mul(DEAD_SHARE) <= usage.live {
+                break;
+            }
             if self.losses.has_pack(pack.id) {
                 continue;
             }
@@ -135,6 +151,7 @@ impl Ingest {
                 return Ok(false);
             };
             allowed = rest;
+            dead = dead.saturating_sub(pack.bytes - pack.live_bytes.min(pack.bytes));
             match self.empty_pack(pack, &mut filling, now, done).await {
                 Ok(()) => done.packs += 1,
                 // A damaged chunk stays where it is, and stays known as damaged.
@@ -281,7 +298,7 @@ mod tests {
     use futures::TryStreamExt;
 
     use super::*;
-    use crate::db::{Db, Withdraw};
+    use crate::db::{Db, Leaving, Unless, Withdraw};
     use crate::ingest::{CommitRequest, Run, SweepScope};
     use crate::publisher::Publisher;
     use crate::store::{Chunks, Store};
@@ -347,12 +364,17 @@ mod tests {
         async fn withdraw(&self, version: &str, unneeded: &[Vec<u8>]) {
             let db = &self.ingest.db;
             let (os, version) = ("os".parse().expect("name"), version.parse().expect("name"));
-            let marked = db.mark_withdrawn(&os, &version, NOW);
+            let marked = db.mark_removing(&os, &version, Unless::Used, NOW);
             let Withdraw::Marked(release) = marked.await.expect("marked") else { panic!("no such release") };
             let hashes: Vec<_> = unneeded.iter().map(|raw| ChunkHash::of(raw)).collect();
             let ids: Vec<_> = db.chunk_ids(&hashes).await.expect("ids").into_iter().flatten().collect();
-            let objects =
-                db.begin_withdrawal(&release).await.expect("begun").finish(&ids).await.expect("gone");
+            let objects = db
+                .begin_removal(Leaving { releases: vec![release], sets: Vec::new() })
+                .await
+                .expect("begun")
+                .finish(&ids)
+                .await
+                .expect("gone");
             self.ingest.delete_all(&objects).await.expect("deleted");
             self.ingest.compaction.wake();
         }
@@ -454,7 +476,7 @@ mod tests {
     /// The pack that a round would put first.
     async fn filled(world: &World) -> Filling {
         let mut filling = Filling::default();
-        let sparse = world.ingest.db.sparse_packs(USED_SHARE, SPARSE_MAX).await.expect("rows");
+        let sparse = world.ingest.db.sparse_packs(SPARSE_SHARE, SPARSE_MAX).await.expect("rows");
         let mut done = Compacted::default();
         world.ingest.empty_pack(sparse[0], &mut filling, NOW, &mut done).await.expect("read");
         filling

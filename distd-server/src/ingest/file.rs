@@ -102,6 +102,7 @@ impl Ingest {
                 return self.existing(release, hash).await;
             }
         }
+        self.check_quotas(product, &by.token, 0, file.len).await?;
         let upload = self.begin_upload(product, version, by, now).await?;
         let result = async {
             let sink = self.sink(&upload, now).await?;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use distd_core::names::Name;
+
 use super::{Ingest, IngestError};
 use distd_peer::filesystem::Space;
 
@@ -73,6 +75,24 @@ impl Ingest {
             return Err(IngestError::Quota { bytes_max });
         }
         Ok(())
+    }
+
+    /// Refuses so many more bytes of new chunks, as stored, and of releases that would take a
+    /// product or a token above its quota.
+    ///
+    /// # Errors
+    /// [`IngestError::OverQuota`], [`IngestError::Db`].
+    pub async fn check_quotas(
+        &self,
+        product: &Name,
+        token: &str,
+        stored: u64,
+        released: u64,
+    ) -> Result<(), IngestError> {
+        match self.db.over_quota(product, token, stored, released).await? {
+            Some(over) => Err(IngestError::OverQuota(Box::new(over))),
+            None => Ok(()),
+        }
     }
 
     /// Refuses an upload of so many bytes, announced before its first chunk, that could not become

@@ -96,7 +96,7 @@ impl Ingest {
         drop(stored);
         let stored: HashSet<String> =
             self.store.list("manifests").map_ok(|object| object.name).try_collect().await?;
-        let releases = self.db.all_releases().await?;
+        let releases = self.db.every_release().await?;
         let sets = self.db.patch_sets_with_manifest().await?;
         let named = releases.iter().map(|release| release.manifest).chain(sets.iter().map(|(_, set)| *set));
         for manifest in named.collect::<HashSet<_>>() {

@@ -37,7 +37,9 @@ use distd_core::packing::{HashedChunk, LEVEL_DEFAULT, UnpackError};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
 use tokio::sync::Semaphore;
 
-use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::db::{
+    BeginUpload, Db, DbError, Location, OverQuota, PackId, UnixSeconds, UploadId, UploadRow, UploadState,
+};
 use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
@@ -75,6 +77,17 @@ pub enum IngestError {
     Quota {
         /// The bound.
         bytes_max: u64,
+    },
+    /// A product or a token has too many bytes.
+    #[error(transparent)]
+    OverQuota(Box<OverQuota>),
+    /// The version is a release that was withdrawn.
+    #[error("{product}@{version} was withdrawn")]
+    Withdrawn {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
     },
     /// The artifact is too long.
     #[error("an artifact of {bytes} bytes is longer than this origin takes: {bytes_max}")]
@@ -233,7 +246,8 @@ impl Ingest {
     /// chunk.
     ///
     /// # Errors
-    /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`], [`IngestError::Db`].
+    /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`],
+    /// [`IngestError::Withdrawn`], [`IngestError::Db`].
     pub async fn begin_upload(
         &self,
         product: &Name,
@@ -266,6 +280,9 @@ impl Ingest {
             }
             BeginUpload::TooMany => Err(IngestError::TooManyUploads { uploads_max }),
             BeginUpload::UnknownProduct => Err(IngestError::UnknownProduct(product.clone())),
+            BeginUpload::Withdrawn => {
+                Err(IngestError::Withdrawn { product: product.clone(), version: version.clone() })
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use distd_core::ChunkHash;
 use distd_core::bounds::CHUNK_BYTES_MAX;
+use distd_core::names::Name;
 use distd_core::packing::{HashedChunk, Unpacker};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -32,6 +33,7 @@ type Verified = Result<Vec<HashedChunk>, IngestError>;
 pub struct PackingSink {
     ingest: Ingest,
     upload: UploadId,
+    product: Name,
     token: String,
     seen: Seen,
     now: UnixSeconds,
@@ -58,6 +60,7 @@ impl Ingest {
         Ok(PackingSink {
             ingest: self.clone(),
             upload: upload.id.clone(),
+            product: upload.product.clone(),
             token: upload.token.clone(),
             seen,
             now,
@@ -158,6 +161,7 @@ impl PackingSink {
         let pack = std::mem::take(&mut self.pack);
         let sealed = spawn_blocking(move || pack.seal()).await.expect("sealing does not panic");
         self.ingest.check_quota(&self.token, sealed.bytes).await?;
+        self.ingest.check_quotas(&self.product, &self.token, sealed.bytes, 0).await?;
         self.ingest.check_room(sealed.bytes)?;
         let object = object_name(random::bytes());
         let Ingest { store, db, .. } = &self.ingest;

@@ -168,7 +168,7 @@ impl Ingest {
                 names.retain(|name| manifest_id(name).is_some());
                 // Looked at without the lock that stops commits: mostly there is nothing to delete.
                 let ids: Vec<ManifestId> = names.iter().filter_map(manifest_id).collect();
-                self.db.manifests_released(&ids).await?
+                self.db.manifests_named(&ids).await?
             };
             found
                 .names

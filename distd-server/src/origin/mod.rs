@@ -9,6 +9,7 @@ mod content;
 mod ddi;
 mod files;
 mod fleet;
+mod gc;
 mod halts;
 mod manifests;
 mod metadata;
@@ -56,6 +57,7 @@ pub use content::OriginContent;
 pub use ddi::{DdiNews, DdiOffer};
 pub use files::DigestsError;
 pub use fleet::{FleetFilter, FleetSelection};
+pub use gc::{Collected, GcOptions, Plan, RetentionError, SetVerdict, Verdict};
 pub use metadata::ObjectMetadata;
 pub(crate) use owner::Owner;
 pub use owner::OwnerError;
@@ -68,7 +70,7 @@ pub use revoked::RevokedListError;
 pub use rights::NodeRights;
 pub use rollouts::{RolloutError, RolloutStatus, WaveStatus};
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
-pub use withdraw::WithdrawError;
+pub use withdraw::{RemoveOrder, WithdrawError};
 
 /// Places of an origin's parts.
 #[derive(Clone, Debug)]
@@ -112,6 +114,8 @@ pub struct Tuning {
     pub patches: PatchOptions,
     /// Limits of publishers.
     pub limits: IngestLimits,
+    /// When releases that nothing keeps are removed.
+    pub gc: GcOptions,
     /// Files with the public root keys of a new realm; if there is none, the origin makes a root
     /// key.
     pub offline_root: Vec<PathBuf>,
@@ -129,6 +133,7 @@ impl Default for Tuning {
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
+            gc: GcOptions::default(),
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
@@ -238,6 +243,9 @@ pub struct Origin {
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
+    gc: GcOptions,
+    /// Products whose list of patch sets has to be signed again.
+    relist: std::sync::Mutex<std::collections::BTreeSet<distd_core::names::Name>>,
 }
 
 impl Origin {
@@ -259,6 +267,7 @@ impl Origin {
             zstd_level,
             patches,
             limits,
+            gc,
             offline_root,
             root_threshold,
         } = tuning;
@@ -332,6 +341,8 @@ impl Origin {
             rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
+            gc,
+            relist: Default::default(),
         });
         // A file that cannot be used must not keep a realm from signing its timestamp.
         match origin.take_next_root().await {
@@ -354,7 +365,7 @@ impl Origin {
         }
         origin.resume_log().await?;
         origin.publish_pending(&listed).await?;
-        origin.finish_withdrawals().await?;
+        origin.resume_withdrawals(&listed).await?;
         origin.refresh_revoked().await?;
         Ok(origin)
     }
@@ -489,6 +500,14 @@ impl Origin {
         }
         let cert = self.realm.origin_cert(&self.hosts, now)?;
         self.realm.replace_credentials(&self.credentials, &cert)?;
+        // Removals come before compaction, which they give work to.
+        let space = match self.look_after_space(signed(now)).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "releases could not be removed");
+                3600
+            }
+        };
         // Compaction comes last, and its failure is no failure of maintenance: space can wait,
         // signatures cannot.
         let more = match self.ingest.compact(signed(now)).await {
@@ -505,7 +524,7 @@ impl Origin {
         };
         // Uploads need maintenance every hour. It runs at most once a minute.
         let latest = if more { 60 } else { 3600 };
-        Ok(refreshed.next.saturating_sub(now).clamp(60, latest))
+        Ok(refreshed.next.saturating_sub(now).min(space).clamp(60, latest))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use distd_core::ManifestId;
 use distd_core::error::Chain;
@@ -12,12 +12,12 @@ use distd_peer::trust::tuf::{PatchSetRef, PatchesDoc};
 use tokio_util::sync::CancellationToken;
 
 use super::{Origin, signed};
-use crate::db::{DbError, PatchSetRow, ReleaseRow, SetKind};
+use crate::db::{DbError, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
 use crate::patches::{AGAIN, MakeError};
 use crate::tuf::{Change, PATCHES_BYTES_MAX, PublishError};
 
 /// Most sets listed for a product: every device reads the list.
-const SETS_MAX: u32 = 64;
+pub(super) const SETS_MAX: u32 = 64;
 
 /// Longest reason kept for a failure, bytes.
 const REASON_BYTES_MAX: usize = 1000;
@@ -99,6 +99,12 @@ impl Origin {
         if queued.1 {
             let from = old.map(|old| old.version.as_str());
             tracing::info!(product = %new.product, from, to = %new.version, by, "patch set queued");
+            if queued.0.state == PatchSetState::Ready {
+                // It was on its way out, and is listed again by the maker, which takes a turn of
+                // publications of its own.
+                let mut relist = self.relist.lock().unwrap_or_else(PoisonError::into_inner);
+                relist.insert(new.product.clone());
+            }
             self.patches.wake(queued.0.key.kind());
         }
         Ok(queued)
@@ -165,6 +171,12 @@ impl Origin {
 
     async fn make_all(&self, kind: SetKind, stop: &CancellationToken) {
         while !stop.is_cancelled() {
+            let relist = std::mem::take(&mut *self.relist.lock().unwrap_or_else(PoisonError::into_inner));
+            for product in relist {
+                if let Err(error) = self.publish_patches(&product).await {
+                    tracing::error!(error = %Chain(&error), "patch sets could not be listed again");
+                }
+            }
             let wait = match self.make_next(kind, stop).await {
                 Ok(true) => continue,
                 Ok(false) => AGAIN,

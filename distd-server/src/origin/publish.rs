@@ -105,7 +105,7 @@ pub enum PublishReleaseError {
     Publish(#[from] PublishError),
 }
 
-fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
+pub(super) fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
     let custom = json!({
         "manifest": release.manifest.to_string(),
         "blake3": release.blake3.to_string(),

@@ -1,7 +1,8 @@
-//! Withdrawal of releases, and removal of channels.
+//! Withdrawal and removal of releases, and removal of channels.
 //!
-//! A withdrawn release is marked in its row, then taken out of the signed list, and then its rows
-//! and objects are deleted. So no device is ever told of an object that is not there, and a start
+//! A withdrawn release is marked in its row and then taken out of the signed list; its bytes stay,
+//! and it can be brought back. A removed release is withdrawn, and after a grace its rows and
+//! objects are deleted. So no device is ever told of an object that is not there, and a start
 //! continues from any step.
 
 use std::collections::BTreeSet;
@@ -11,17 +12,29 @@ use distd_core::names::Name;
 use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
 
+use super::publish::custom_of;
 use super::{Origin, signed};
-use crate::db::{DbError, MoveBy, ReleaseRow, Withdraw};
+use crate::db::{DbError, Division, Leaving, MoveBy, ReleaseRow, UnixSeconds, Unless, Withdraw};
 use crate::ingest::IngestError;
-use crate::tuf::{Change, PublishError};
+use crate::tuf::{Change, Listed, PublishError};
 
-/// Error of a withdrawal. A withdrawal that has begun is continued at the next start.
+/// Releases and patch sets that one transaction removes.
+const AT_ONCE: usize = 500;
+
+/// Error of a withdrawal or a removal. One that has begun is continued later.
 #[derive(Debug, thiserror::Error)]
 pub enum WithdrawError {
     /// No such release.
     #[error("{product} has no release {version}")]
     UnknownRelease {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
+    /// No such release that is withdrawn.
+    #[error("{product} has no withdrawn release {version}")]
+    NotWithdrawn {
         /// The product.
         product: Name,
         /// The version.
@@ -37,6 +50,26 @@ pub enum WithdrawError {
         /// The channels.
         channels: Vec<Name>,
     },
+    /// It is pinned.
+    #[error("{product}@{version} is pinned: {why}")]
+    Pinned {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+        /// Why it is pinned.
+        why: String,
+    },
+    /// Nodes run it.
+    #[error("{nodes} nodes run {product}@{version} or are to run it")]
+    Running {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+        /// Number of the nodes.
+        nodes: u64,
+    },
     /// Releases come to the channel by rollouts that a second token approves.
     #[error("releases come to {product}:{channel} by rollouts that a second token approves")]
     NeedsApproval {
@@ -49,16 +82,36 @@ pub enum WithdrawError {
     #[error(transparent)]
     Db(#[from] DbError),
     /// The list could not be signed.
-    #[error("could not take the release out of the signed list")]
+    #[error("could not change the signed list of releases")]
     Publish(#[from] PublishError),
     /// Reading manifests or deleting objects failed.
-    #[error("could not give the space of the release back")]
+    #[error("could not give the space of releases back")]
     Ingest(#[from] IngestError),
 }
 
+/// Order to remove a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoveOrder {
+    /// Conditions besides channels and rollouts.
+    pub unless: Unless,
+    /// Whether its bytes go at once, without the grace.
+    pub now: bool,
+}
+
+fn marked(outcome: Withdraw, product: &Name, version: &Name) -> Result<ReleaseRow, WithdrawError> {
+    let (product, version) = (product.clone(), version.clone());
+    match outcome {
+        Withdraw::Marked(release) => Ok(release),
+        Withdraw::Unknown => Err(WithdrawError::UnknownRelease { product, version }),
+        Withdraw::InUse(channels) => Err(WithdrawError::InUse { product, version, channels }),
+        Withdraw::Pinned(why) => Err(WithdrawError::Pinned { product, version, why }),
+        Withdraw::Running(nodes) => Err(WithdrawError::Running { product, version, nodes }),
+    }
+}
+
 impl Origin {
-    /// Withdraws a release in the name of `by`: the signed metadata no longer lists it, and objects
-    /// that nothing else needs are deleted.
+    /// Withdraws a release in the name of `by`: the signed metadata no longer lists it, and its
+    /// bytes stay.
     ///
     /// # Errors
     /// [`WithdrawError`].
@@ -69,48 +122,167 @@ impl Origin {
         by: &MoveBy,
     ) -> Result<(), WithdrawError> {
         let _turn = self.publishing.lock().await;
-        let (product, version) = (product.clone(), version.clone());
         let now = signed(unix_now());
-        match self.db.acting(by, now).mark_withdrawn(&product, &version, now).await? {
-            Withdraw::Unknown => Err(WithdrawError::UnknownRelease { product, version }),
-            Withdraw::InUse(channels) => Err(WithdrawError::InUse { product, version, channels }),
-            Withdraw::Marked(release) => self.finish_withdrawal(&release).await,
-        }
+        let outcome = self.db.acting(by, now).mark_withdrawn(product, version, now).await?;
+        let release = marked(outcome, product, version)?;
+        self.delist(std::slice::from_ref(&release), []).await
     }
 
-    /// Goes on with what an earlier run began to withdraw.
-    pub(super) async fn finish_withdrawals(&self) -> Result<(), WithdrawError> {
+    /// Lists a withdrawn release again in the name of `by`, also one whose removal has begun and
+    /// whose bytes are still there.
+    ///
+    /// # Errors
+    /// [`WithdrawError`].
+    pub async fn bring_back_release(
+        &self,
+        product: &Name,
+        version: &Name,
+        by: &MoveBy,
+    ) -> Result<(), WithdrawError> {
         let _turn = self.publishing.lock().await;
-        for release in self.db.withdrawn().await? {
-            let (product, version) = (&release.product, &release.version);
-            tracing::info!(%product, %version, "a withdrawal goes on");
-            self.finish_withdrawal(&release).await?;
+        let now = signed(unix_now());
+        let Some(release) = self.db.acting(by, now).bring_back(product, version, now).await? else {
+            let (product, version) = (product.clone(), version.clone());
+            return Err(WithdrawError::NotWithdrawn { product, version });
+        };
+        let root_node = self.ingest.manifest(&release.manifest).await?.root_bytes().clone();
+        let set = Change::SetRelease {
+            product: product.clone(),
+            version: version.clone(),
+            root_node,
+            custom: custom_of(&release),
+        };
+        let patches = self.patches_change(product).await?;
+        self.repository.apply(vec![set, patches], unix_now()).await?;
+        self.db.mark_published(product, version, now).await?;
+        self.queue_for_release(&release).await;
+        Ok(())
+    }
+
+    /// Removes a release in the name of `by`: it is withdrawn, and after the grace the objects that
+    /// nothing else needs are deleted.
+    ///
+    /// # Errors
+    /// [`WithdrawError`].
+    pub async fn remove_release(
+        &self,
+        product: &Name,
+        version: &Name,
+        order: RemoveOrder,
+        by: &MoveBy,
+    ) -> Result<(), WithdrawError> {
+        let _turn = self.publishing.lock().await;
+        let now = signed(unix_now());
+        let outcome = self.db.acting(by, now).mark_removing(product, version, order.unless, now).await?;
+        let release = marked(outcome, product, version)?;
+        self.delist(std::slice::from_ref(&release), []).await?;
+        if order.now || self.gc.grace.is_zero() {
+            self.free(Leaving { releases: vec![release], sets: Vec::new() }).await?;
         }
         Ok(())
     }
 
-    async fn finish_withdrawal(&self, release: &ReleaseRow) -> Result<(), WithdrawError> {
-        let (product, version) = (release.product.clone(), release.version.clone());
-        let patches = self.patches_change(&product).await?;
-        self.repository.apply(vec![patches, Change::RemoveRelease { product, version }], unix_now()).await?;
+    /// Ends the removal of this version at once, if one is under way: a publisher pushes it again.
+    ///
+    /// # Errors
+    /// [`WithdrawError`].
+    pub async fn make_way(&self, product: &Name, version: &Name) -> Result<(), WithdrawError> {
+        let is_it = |row: &ReleaseRow| row.product == *product && row.version == *version;
+        if self.db.held_release(product, version).await?.is_none_or(|held| held.removing.is_none()) {
+            return Ok(());
+        }
+        let _turn = self.publishing.lock().await;
+        let mut releases = self.db.removing(i64::MAX).await?;
+        releases.retain(is_it);
+        self.delist(&releases, []).await?;
+        self.free(Leaving { releases, sets: Vec::new() }).await
+    }
 
+    /// Takes what an earlier run began to withdraw out of the signed list, and goes on with
+    /// removals whose grace is over.
+    pub(super) async fn resume_withdrawals(&self, listed: &Listed) -> Result<(), WithdrawError> {
+        {
+            let _turn = self.publishing.lock().await;
+            let listed: BTreeSet<_> =
+                listed.releases.iter().map(|release| (&release.product, &release.version)).collect();
+            let mut left = self.db.withdrawn().await?;
+            left.retain(|row| listed.contains(&(&row.product, &row.version)));
+            for release in &left {
+                let (product, version) = (&release.product, &release.version);
+                tracing::info!(%product, %version, "a withdrawal goes on");
+            }
+            if !left.is_empty() {
+                self.delist(&left, []).await?;
+            }
+        }
+        self.finish_removals(signed(unix_now())).await
+    }
+
+    /// Frees the bytes of releases and patch sets whose grace is over at `now`.
+    ///
+    /// # Errors
+    /// [`WithdrawError`]; what is left is done next time.
+    pub async fn finish_removals(&self, now: UnixSeconds) -> Result<(), WithdrawError> {
+        let until = now.saturating_sub(signed(self.gc.grace.as_secs()));
+        if self.db.oldest_removal().await?.is_none_or(|oldest| oldest > until) {
+            return Ok(());
+        }
+        let _turn = self.publishing.lock().await;
+        let releases = self.db.removing(until).await?;
+        let sets: Vec<_> = self.db.sets_removing(until).await?.into_iter().map(|row| row.key).collect();
+        // A removal whose mark is in the database may be listed still: the process may have ended
+        // in between.
+        self.delist(&releases, sets.iter().map(|key| &key.product)).await?;
+        for releases in releases.chunks(AT_ONCE) {
+            self.free(Leaving { releases: releases.to_vec(), sets: Vec::new() }).await?;
+        }
+        for sets in sets.chunks(AT_ONCE) {
+            self.free(Leaving { releases: Vec::new(), sets: sets.to_vec() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes releases, and the patch sets that are marked of their products and of others, out of
+    /// the signed lists. The caller holds the turn of publications.
+    pub(super) async fn delist<'a>(
+        &self,
+        releases: &'a [ReleaseRow],
+        others: impl IntoIterator<Item = &'a Name>,
+    ) -> Result<(), WithdrawError> {
+        let products: BTreeSet<&Name> =
+            releases.iter().map(|release| &release.product).chain(others).collect();
+        let mut changes = Vec::new();
+        for product in products {
+            changes.push(self.patches_change(product).await?);
+        }
+        changes.extend(releases.iter().map(|release| Change::RemoveRelease {
+            product: release.product.clone(),
+            version: release.version.clone(),
+        }));
+        self.repository.apply(changes, unix_now()).await?;
+        Ok(())
+    }
+
+    /// Deletes rows and objects of releases and patch sets that are marked and not listed. The
+    /// caller holds the turn of publications.
+    pub(super) async fn free(&self, leaving: Leaving) -> Result<(), WithdrawError> {
+        if leaving.is_empty() {
+            return Ok(());
+        }
         // As much as possible is read without the lock that commits take: the other manifests may
         // be many.
         let mut seen = BTreeSet::new();
         let mut free = ChunkRanges::new();
-        let (unneeded, needed) = {
-            let mut tx = self.db.begin_withdrawal(release).await?;
-            (tx.unneeded().await?, tx.needed().await?)
-        };
+        let Division { unneeded, needed } = self.db.begin_removal(leaving.clone()).await?.divide().await?;
         for manifest in &unneeded {
             // The chunks of a lost manifest stay.
             free.extend(&self.ingest.manifest_chunks(manifest).await?.unwrap_or_default());
         }
         self.subtract(&mut free, &needed, &mut seen).await?;
-        let mut tx = self.db.begin_withdrawal(release).await?;
+        let mut tx = self.db.begin_removal(leaving).await?;
         // Manifests that were committed meanwhile. The store is read under the lock, the database
         // is not asked.
-        let needed = tx.needed().await?;
+        let Division { needed, .. } = tx.divide().await?;
         self.subtract(&mut free, &needed, &mut seen).await?;
         let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
         let chunks: Vec<_> = free.ids().collect();

@@ -119,7 +119,22 @@ async fn each_request_that_changes_something_leaves_an_entry() {
     let body = json!({"seconds": 60});
     log.call("POST", route, "/v1/products/os/releases/2/bundle", Some(body), "release.bundle").await;
     let (route, path) = ("/v1/products/{product}/releases/{version}", "/v1/products/os/releases/2");
-    log.call("DELETE", route, path, None, "release.withdraw").await;
+    log.call("POST", &format!("{route}/withdraw"), &format!("{path}/withdraw"), None, "release.withdraw")
+        .await;
+    log.call("POST", &format!("{route}/restore"), &format!("{path}/restore"), None, "release.unwithdraw")
+        .await;
+    let why = Some(json!({"why": "x"}));
+    log.call("PUT", &format!("{route}/pin"), &format!("{path}/pin"), why, "release.pin").await;
+    log.call("DELETE", &format!("{route}/pin"), &format!("{path}/pin"), None, "release.unpin").await;
+    log.call("DELETE", route, path, None, "release.remove").await;
+    world.put_content("os", "4", noise(4, 30_000)).await;
+    let (route, path) = ("/v1/products/{product}/retention", "/v1/products/os/retention");
+    log.call("PUT", route, path, Some(json!({"keep": 1})), "product.retention").await;
+    log.call("POST", "/v1/gc", "/v1/gc", None, "release.remove").await;
+    log.call("DELETE", route, path, None, "product.retention").await;
+    let (route, path) = ("/v1/quotas/{kind}/{name}", "/v1/quotas/product/os");
+    log.call("PUT", route, path, Some(json!({"stored_bytes": 1_000_000})), "quota.set").await;
+    log.call("DELETE", route, path, None, "quota.remove").await;
 
     let (route, path) = ("/v1/products/{product}/channels/{channel}/approval", format!("{stable}/approval"));
     log.call("PUT", route, &path, Some(json!({"wanted": true})), "channel.approval").await;

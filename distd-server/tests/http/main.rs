@@ -11,6 +11,7 @@ mod products;
 mod publishers;
 mod refusals;
 mod releases;
+mod space;
 mod state;
 mod tokens;
 #[cfg(feature = "ui")]

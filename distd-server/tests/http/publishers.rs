@@ -42,7 +42,7 @@ const OPEN: [&str; 10] = [
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 48] = [
+const RESTRICTED: [(&str, &str, &str); 59] = [
     ("GET", "/v1/audit", "view"),
     ("GET", "/v1/ddi/tokens", "view"),
     ("POST", "/v1/ddi/tokens", "admin"),
@@ -50,6 +50,8 @@ const RESTRICTED: [(&str, &str, &str); 48] = [
     ("GET", "/v1/fleet", "view"),
     ("GET", "/v1/fleet/nodes", "view"),
     ("GET", "/v1/fleet/nodes/{id}", "view"),
+    ("GET", "/v1/gc", "view"),
+    ("POST", "/v1/gc", "admin"),
     ("GET", "/v1/grants", "view"),
     ("POST", "/v1/grants", "admin"),
     ("DELETE", "/v1/grants/{id}", "admin"),
@@ -78,7 +80,16 @@ const RESTRICTED: [(&str, &str, &str); 48] = [
     ("POST", "/v1/products/{product}/releases/{version}/bundle", "admin"),
     ("PUT", "/v1/products/{product}/releases/{version}/content", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish"),
+    ("DELETE", "/v1/products/{product}/releases/{version}/pin", "publish"),
+    ("PUT", "/v1/products/{product}/releases/{version}/pin", "publish"),
+    ("POST", "/v1/products/{product}/releases/{version}/restore", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/uploads", "publish"),
+    ("POST", "/v1/products/{product}/releases/{version}/withdraw", "publish"),
+    ("DELETE", "/v1/products/{product}/retention", "admin"),
+    ("PUT", "/v1/products/{product}/retention", "admin"),
+    ("GET", "/v1/quotas", "view"),
+    ("DELETE", "/v1/quotas/{kind}/{name}", "admin"),
+    ("PUT", "/v1/quotas/{kind}/{name}", "admin"),
     ("GET", "/v1/receipts/entries", "view"),
     ("GET", "/v1/receipts/head", "view"),
     ("GET", "/v1/receipts/proof/consistency", "view"),
@@ -193,7 +204,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
                 path if path.ends_with("/rollout") => json!({"order": "halt"}).to_string(),
                 path if path.ends_with("/approval") => json!({"wanted": true}).to_string(),
                 path if path.ends_with("/bundle") => json!({"seconds": 60}).to_string(),
-                path if path.ends_with("/patches") => "{}".to_owned(),
+                path if path.ends_with("/patches") || path.ends_with("/pin") => "{}".to_owned(),
                 path if path.ends_with("/file-name") => json!({"name": "os_@v"}).to_string(),
                 _ => String::new(),
             };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use distd_server::db::Withdraw;
+use distd_server::db::{Leaving, Unless, Withdraw};
 use distd_server::origin::ObjectMetadata;
 use distd_server::signer::KeyHolder;
 use distd_server::store::Store;
@@ -119,12 +119,14 @@ async fn a_withdrawal_interrupted_at_any_step_is_finished_at_the_next_start() {
         world.put_content("os", "2", noise(56, 200_000)).await;
         let db = world.running.origin.db();
         let (os, one) = ("os".parse().expect("a name"), "1".parse().expect("a name"));
-        let Withdraw::Marked(release) = db.mark_withdrawn(&os, &one, 1).await.expect("marked") else {
+        let Withdraw::Marked(release) = db.mark_removing(&os, &one, Unless::Used, 1).await.expect("marked")
+        else {
             panic!()
         };
         let manifest = world.running.origin.ingest().manifest(&release.manifest).await.expect("there");
         if step == "rows gone" {
-            let tx = db.begin_withdrawal(&release).await.expect("begin");
+            let leaving = Leaving { releases: vec![release.clone()], sets: Vec::new() };
+            let tx = db.begin_removal(leaving).await.expect("begin");
             let ids: Vec<_> = manifest.entries().map(|at| at.entry.id).collect();
             assert_eq!(tx.finish(&ids).await.expect("finish").len(), 1);
         }

@@ -20,6 +20,8 @@ pub(crate) fn settings(data: &Path, more: &[(&'static str, &str)]) -> Settings {
     line.insert("data", vec![data.display().to_string()]);
     line.insert("http", vec!["127.0.0.1:0".to_owned()]);
     line.insert("quic", vec!["127.0.0.1:0".to_owned()]);
+    // The bytes of removed releases go at once.
+    line.insert("removal_grace", vec!["0".to_owned()]);
     for (key, value) in more {
         line.insert(key, vec![(*value).to_owned()]);
     }

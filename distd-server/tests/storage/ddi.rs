@@ -43,9 +43,10 @@ on_every_back_end! {
             assert_eq!(db.file_signature(&os, &three).await.expect("asked"), Some(signed));
         }
         assert!(db.put_file_digests(&os, &name("none"), &digests).await.is_err(), "no such release");
-        let Withdraw::Marked(release) = db.mark_withdrawn(&os, &three, NOW).await.expect("asked")
-        else { panic!("a release") };
-        db.begin_withdrawal(&release).await.expect("begins").finish(&[]).await.expect("withdrawn");
+        let marked = db.mark_removing(&os, &three, Unless::Used, NOW).await.expect("asked");
+        let Withdraw::Marked(release) = marked else { panic!("a release") };
+        let leaving = Leaving { releases: vec![release], sets: Vec::new() };
+        db.begin_removal(leaving).await.expect("begins").finish(&[]).await.expect("removed");
         assert_eq!(db.file_digests(&os, &three).await.expect("asked"), None);
     }
 

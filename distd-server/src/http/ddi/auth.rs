@@ -135,6 +135,7 @@ mod tests {
 
     use super::*;
     use crate::db::{ChannelRow, ReleaseRow, Restoration};
+    use crate::http::HttpOptions;
     use crate::origin::{Origin, Places, Tuning};
 
     #[tokio::test]
