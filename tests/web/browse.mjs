@@ -153,6 +153,7 @@ for (const [path, name] of [
   ["/ui/products/os/channels/stable", "rollout"],
   ["/ui/nodes", "nodes"],
   [node, "node"],
+  ["/ui/storage", "storage"],
   ["/ui/access", "access"],
   ["/ui/audit", "audit"],
 ]) {

@@ -117,7 +117,8 @@ impl FromStr for Approval {
 pub struct RolloutOrder {
     /// The order.
     pub order: RolloutVerb,
-    /// Id of the rollout; an approval names it.
+    /// Id of the rollout that the order is about, if another one may have begun meanwhile; an
+    /// approval names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<String>,
     /// Reason, for the history; at most 200 bytes.

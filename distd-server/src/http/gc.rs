@@ -22,7 +22,7 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// Bound of a collection that is only looked at.
-#[derive(Clone, Copy, Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Look {

@@ -12,7 +12,7 @@ use crate::state::{node, reports};
 use crate::world::*;
 
 /// All pages of a realm with the product `os`, its release 1 and its channel `stable`.
-const PAGES: [&str; 9] = [
+const PAGES: [&str; 10] = [
     "/ui",
     "/ui/products",
     "/ui/products/os",
@@ -20,6 +20,7 @@ const PAGES: [&str; 9] = [
     "/ui/products/os/channels/stable",
     "/ui/nodes",
     "/ui/nodes?update=unknown&where=site%3Da",
+    "/ui/storage",
     "/ui/access",
     "/ui/audit",
 ];
@@ -98,7 +99,10 @@ async fn pages_show_what_a_token_may_see_and_nothing_to_strangers() {
             let page = browser.page(path).await;
             assert!(page.contains("<h1>") && page.contains("Sign out"), "{page}");
         }
-        let is_of_fleet = path.contains("nodes") || path.ends_with("access") || path.ends_with("audit");
+        let is_of_fleet = path.contains("nodes")
+            || path.ends_with("access")
+            || path.ends_with("storage")
+            || path.ends_with("audit");
         let wanted = if is_of_fleet { StatusCode::FORBIDDEN } else { StatusCode::OK };
         assert_eq!(reader.get(path).await.status(), wanted, "{path}");
         let is_of_product = path.contains("/products/os");

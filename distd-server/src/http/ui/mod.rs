@@ -19,6 +19,7 @@ mod overview;
 mod page;
 mod products;
 mod session;
+mod storage;
 
 use std::sync::Arc;
 
@@ -60,6 +61,7 @@ pub(super) fn add_to(router: Router<Arc<App>>) -> Router<Arc<App>> {
         .route("/ui/nodes", get(nodes::list))
         .route("/ui/nodes/{id}", get(nodes::show))
         .route("/ui/access", get(access::show))
+        .route("/ui/storage", get(storage::show))
         .route("/ui/audit", get(audit::show))
         .layer(from_fn(secured));
     router.route("/", get(front)).merge(pages)
