@@ -1,6 +1,6 @@
 //! Pushes and retires many small releases at one origin, and prints the bytes that it stores beside
 //! those that its live releases need: `space RELEASES [KEEP [CHUNKS]]`. Each release has CHUNKS
-//! chunks of 16 KiB that do not compress, of which a tenth are new; a policy keeps the newest KEEP.
+//! chunks of 16 KiB that do not compress, some of them new; a policy keeps the newest KEEP.
 //! A day passes between two collections, of which there is one for each 20 releases.
 
 use std::collections::BTreeSet;
@@ -37,10 +37,14 @@ fn chunk(release: u64, position: u64) -> Vec<u8> {
     raw
 }
 
-/// Release in which each position of an artifact changed last: a tenth changes in each, spread over
-/// the artifact.
+/// Release in which a position of the artifact changed last. Some positions change in every second
+/// release, others in one of sixty: chunks of all ages lie side by side in packs.
 fn changed(release: u64, position: u64) -> u64 {
-    (0..=release).rev().find(|at| *at == 0 || (position * 7 + at * 13).is_multiple_of(10)).unwrap_or(0)
+    let rate = 2 + position % 59;
+    let draw = |at: u64| {
+        (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ position.wrapping_mul(0xff51_afd7_ed55_8ccd)) >> 33
+    };
+    (0..=release).rev().find(|at| *at == 0 || draw(*at).is_multiple_of(rate)).unwrap_or(0)
 }
 
 async fn push(origin: &Origin, release: u64, chunks: u64, now: i64) -> Result<(), Failure> {
