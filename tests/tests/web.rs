@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use distd_tests::lab::{Lab, Running, run, wait_within};
@@ -76,6 +76,8 @@ fn a_person_starts_watches_halts_and_resumes_a_rollout_in_a_browser() {
 struct Provider {
     child: Child,
     issuer: String,
+    /// The provider ends when it cannot write what it has to say.
+    _output: BufReader<ChildStdout>,
 }
 
 impl Provider {
@@ -88,8 +90,9 @@ impl Provider {
             .stderr(Stdio::null());
         let mut child = command.spawn().expect("node runs");
         let mut issuer = String::new();
-        BufReader::new(child.stdout.take().expect("its output")).read_line(&mut issuer).expect("an address");
-        Self { child, issuer: issuer.trim().to_owned() }
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        output.read_line(&mut issuer).expect("an address");
+        Self { child, issuer: issuer.trim().to_owned(), _output: output }
     }
 }
 
@@ -127,7 +130,7 @@ fn people_sign_in_at_an_openid_provider_with_the_scopes_of_their_groups() {
     let person = tokens.iter().find(|token| token["label"] == "ops-anna").expect("the person");
     assert_eq!(person["scopes"], serde_json::json!(["read", "view"]));
     let audit = lab.admin(&["audit", "ls"]).ok().json.to_string();
-    assert!(audit.contains("token.person") && !audit.contains("eve"), "{audit}");
+    assert!(audit.contains("token.person") && !audit.contains("mallory"), "{audit}");
     lab.admin(&["token", "revoke", person["id"].as_str().expect("an id")]).ok();
     let refused = run(&mut visit);
     assert_ne!(refused.code, 0, "{}", refused.stdout);

@@ -289,7 +289,7 @@ pub const TABLE: Table<Values> = Table {
             value: "DURATION",
             several: false,
             default: "`1h`",
-            help: "Time for which the bytes of a removed release stay, `0` to `30d`; at least `capability_validity`, so that downloads end first",
+            help: "Time for which the bytes of a removed release stay, `0` to `30d`; `distd release restore` works so long",
             set: |s, text| parse_space_time(text).map(|grace| s.removal_grace = grace),
             show: |s| Shown::Text(format!("{}s", s.removal_grace.as_secs())),
         },

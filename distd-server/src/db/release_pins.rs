@@ -6,6 +6,7 @@ use distd_core::names::Name;
 use serde_json::json;
 
 use super::audit::append;
+use super::withdraw::lock_release;
 use super::{Db, DbError, UnixSeconds, failed};
 
 const WHAT: &str = "pin the release";
@@ -25,6 +26,7 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<bool, DbError> {
         let mut tx = self.begin_write().await?;
+        lock_release(&mut tx, product, version).await.map_err(failed(WHAT))?;
         let done = sqlx::query(
             "INSERT INTO release_pins (product, version, why, pinned, label) \
              SELECT product, version, $1, $2, $3 FROM releases \

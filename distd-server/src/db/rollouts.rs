@@ -219,6 +219,20 @@ async fn under_way<'e>(
     row.as_ref().map(read).transpose()
 }
 
+/// Product and channel of a rollout, and the versions that it requires.
+pub(super) type RequiredVersions = (Name, Name, Vec<Name>);
+
+/// Versions that rollouts under way require.
+pub(super) async fn versions_required<'e>(
+    on: impl Executor<'e, Database = Any>,
+) -> Result<Vec<RequiredVersions>, sqlx::Error> {
+    let sql = format!("SELECT product, channel, requires FROM rollouts WHERE {UNDER_WAY} AND requires <> ''");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(on).await?;
+    let required =
+        |row: &AnyRow| Ok((row.parsed("product")?, row.parsed("channel")?, names(&row.text("requires")?)?));
+    rows.iter().map(required).collect()
+}
+
 impl Db {
     /// Begins a rollout; a halted one of the same channel is superseded.
     ///
@@ -465,15 +479,8 @@ impl Db {
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub(super) async fn versions_required(&self) -> Result<Vec<(Name, Name, Vec<Name>)>, DbError> {
-        let sql =
-            format!("SELECT product, channel, requires FROM rollouts WHERE {UNDER_WAY} AND requires <> ''");
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
-        let required = |row: &AnyRow| {
-            Ok((row.parsed("product")?, row.parsed("channel")?, names(&row.text("requires")?)?))
-        };
-        rows.and_then(|rows| rows.iter().map(required).collect())
-            .map_err(failed("list the versions that rollouts require"))
+    pub(super) async fn versions_required(&self) -> Result<Vec<RequiredVersions>, DbError> {
+        versions_required(&self.pool).await.map_err(failed("list the versions that rollouts require"))
     }
 
     /// One rollout.

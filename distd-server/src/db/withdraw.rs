@@ -11,7 +11,7 @@ use super::audit::append;
 use super::bulk::{LIST_MAX, padded, padded_len};
 use super::ids::IdTx;
 use super::releases::{self, ReleaseRow};
-use super::rollouts::UNDER_WAY;
+use super::rollouts::{UNDER_WAY, versions_required};
 use super::row::{Columns, signed};
 use super::{Db, DbError, PatchSetKey, UnixSeconds, failed};
 
@@ -73,11 +73,12 @@ pub struct Division {
 pub struct RemovalTx {
     ids: IdTx,
     leaving: Leaving,
+    /// Rows of the last division, which are those that go.
+    rows: Option<Rows>,
 }
 
 /// Channels that need a release: they point to it, a rollout brings it, or one requires it.
 async fn channels_of(
-    db: &Db,
     tx: &mut Transaction<'static, Any>,
     product: &Name,
     version: &Name,
@@ -99,10 +100,20 @@ async fn channels_of(
     if !channels.is_empty() {
         return Ok(channels);
     }
-    let required = db.versions_required().await?;
+    let required = versions_required(&mut **tx).await.map_err(failed(WHAT))?;
     let required =
         required.into_iter().filter(|(of, _, versions)| of == product && versions.contains(version));
     Ok(required.map(|(_, channel, _)| channel).collect())
+}
+
+/// Makes transactions that mark or pin a release take turns, on PostgreSQL too.
+pub(super) async fn lock_release(
+    tx: &mut Transaction<'static, Any>,
+    product: &Name,
+    version: &Name,
+) -> Result<(), sqlx::Error> {
+    let sql = "UPDATE releases SET withdrawn = withdrawn WHERE product = $1 AND version = $2";
+    sqlx::query(sql).bind(product.to_string()).bind(version.to_string()).execute(&mut **tx).await.map(drop)
 }
 
 /// Row of a release in any state; `true` when it is withdrawn, and the time since which it is being
@@ -139,7 +150,7 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         let mut tx = self.begin_write().await?;
-        let channels = channels_of(self, &mut tx, product, version).await?;
+        let channels = channels_of(&mut tx, product, version).await?;
         if !channels.is_empty() {
             return Ok(Withdraw::InUse(channels));
         }
@@ -248,7 +259,8 @@ impl Db {
         why: &str,
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
-        let channels = channels_of(self, tx, product, version).await?;
+        lock_release(tx, product, version).await.map_err(failed(REMOVE))?;
+        let channels = channels_of(tx, product, version).await?;
         if !channels.is_empty() {
             return Ok(Withdraw::InUse(channels));
         }
@@ -339,12 +351,12 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn begin_removal(&self, leaving: Leaving) -> Result<RemovalTx, DbError> {
-        Ok(RemovalTx { ids: IdTx::begin(self).await?, leaving })
+        Ok(RemovalTx { ids: IdTx::begin(self).await?, leaving, rows: None })
     }
 }
 
 /// Rows that go and rows that stay.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Rows {
     releases: Vec<(Name, Name)>,
     sets: Vec<PatchSetKey>,
@@ -358,7 +370,8 @@ impl RemovalTx {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn divide(&mut self) -> Result<Division, DbError> {
-        self.rows().await.map(|rows| rows.division)
+        let rows = self.rows().await?;
+        Ok(self.rows.insert(rows).division.clone())
     }
 
     async fn rows(&mut self) -> Result<Rows, DbError> {
@@ -416,13 +429,16 @@ impl RemovalTx {
         Ok(out)
     }
 
-    /// Deletes the releases, their patch sets and the chosen ones, these chunks, and the packs that
+    /// Deletes the releases and patch sets of the last division, these chunks, and the packs that
     /// nothing needs then. Returns the objects of those packs, which are noted as doomed.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn finish(mut self, chunks: &[ChunkId]) -> Result<Vec<String>, DbError> {
-        let Rows { releases, sets, .. } = self.rows().await?;
+        let Rows { releases, sets, .. } = match self.rows.take() {
+            Some(rows) => rows,
+            None => self.rows().await?,
+        };
         let engine = self.ids.engine();
         let tx = &mut self.ids.tx;
         for (product, version) in releases {

@@ -43,16 +43,17 @@ pub(super) async fn put(
     if body.announced().is_some_and(|len| len > bytes_max) {
         return Err(ApiError::too_large(bytes_max));
     }
-    app.origin.make_way(&product, &version).await?;
     if let Some(bytes) = body.announced()
         && app.origin.db().release(&product, &version).await?.is_none()
     {
-        app.origin.ingest().check_quotas(&product, &caller.token, 1, bytes).await?;
+        app.origin.ingest().check_quotas(&product, &caller.token, 0, bytes).await?;
     }
     // If the connection ends, this future is dropped, and the file with it.
     let spooled = app.spool(&caller.token, body, Use::File).await?;
     let at = app.clone();
     let work = app.detached(async move {
+        // The bytes are here: before, a push that breaks off would end a removal that can be undone.
+        at.origin.make_way(&product, &version).await?;
         let now = signed(unix_now());
         let (row, _) = caller.db(&at).ensure_product(&product, CutParams::default(), now).await?;
         let request = FileRequest { product, version, cut: row.cut, by: caller.publisher() };

@@ -359,6 +359,10 @@ impl From<PublishReleaseError> for ApiError {
     fn from(error: PublishReleaseError) -> Self {
         match error {
             PublishReleaseError::Publish(error @ PublishError::VersionTaken(_)) => error.into(),
+            error @ PublishReleaseError::Gone { .. } => Self::conflict(
+                error.to_string(),
+                "bring it back with distd release restore, or push another version",
+            ),
             error => Self::internal(error),
         }
     }

@@ -52,6 +52,7 @@ pub(super) async fn report(
     QueryParams(look): QueryParams<Look>,
 ) -> Result<Json<GcReport>, ApiError> {
     let removals_max = checked(look.removals_max)?;
+    let _turn = app.gc_turn().await;
     let now = signed(unix_now());
     Ok(Json(app.origin.gc_report(removals_max, now).await?))
 }
@@ -69,6 +70,7 @@ pub(super) async fn collect(
     let removals_max = checked(order.removals_max)?;
     let at = app.clone();
     let work = app.detached(async move {
+        let _turn = at.gc_turn().await;
         let now = signed(unix_now());
         let report = at.origin.gc_report(removals_max, now).await?;
         let done = at.origin.collect(removals_max, &caller.mover(), now).await?;
@@ -89,6 +91,10 @@ pub(super) async fn set_retention(
     JsonBody(wanted): JsonBody<Retention>,
 ) -> Result<Json<RetentionSet>, ApiError> {
     products::find(&app, &product).await?;
+    if wanted.keep.is_none() && wanted.days.is_none() {
+        let next = "give keep, days or both; \"keep\": 0 removes whatever nothing uses";
+        return Err(ApiError::bad_request("the policy has no bound", next));
+    }
     let fits = |n: Option<u32>| n.is_none_or(|n| n <= RETENTION_MAX);
     if !fits(wanted.keep) || !fits(wanted.days) {
         let next = format!("choose numbers up to {RETENTION_MAX}");

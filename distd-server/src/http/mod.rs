@@ -51,7 +51,7 @@ use distd_peer::gateway::Remembered;
 use distd_peer::serve::ServeCounters;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub use auth::Scope;
@@ -75,6 +75,8 @@ pub struct App {
     metrics: metrics::Metrics,
     tasks: TaskTracker,
     lists: Arc<Semaphore>,
+    /// Turn of the one who reads every manifest, which takes memory for each release.
+    collections: Semaphore,
     spooling: Arc<spool::Spooling>,
     /// Memory of the gateway.
     remembered: Remembered,
@@ -106,6 +108,7 @@ impl App {
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
+            collections: Semaphore::new(1),
             spooling: Arc::default(),
             remembered: Remembered::default(),
             ddi: options.ddi,
@@ -141,6 +144,11 @@ impl App {
         }));
         async move { rx.await.unwrap_or_else(|_| Err(ApiError::internal("a task ended without a result"))) }
             .boxed()
+    }
+
+    /// Turn for a report of a collection; waits while another one is made.
+    async fn gc_turn(&self) -> SemaphorePermit<'_> {
+        self.collections.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Permit for a chunk list of `bytes` bytes in memory; waits while other lists take the room.

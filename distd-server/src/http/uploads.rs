@@ -44,16 +44,18 @@ pub(super) async fn begin(
 ) -> Result<Json<Upload>, ApiError> {
     caller.may(&product)?;
     let ingest = app.origin.ingest();
-    app.origin.make_way(&product, &version).await?;
     if let Some(bytes) = announced.bytes {
         ingest.check_announced(bytes)?;
         // A version that is released already takes nothing more.
         if app.origin.db().release(&product, &version).await?.is_none() {
-            ingest.check_quotas(&product, &caller.token, 1, bytes).await?;
+            ingest.check_quotas(&product, &caller.token, 0, bytes).await?;
         }
     }
     ingest.check_room(0)?;
     let now = signed(unix_now());
+    // Last of all: what is refused must not end a removal that can still be undone.
+    let (at, of) = (app.clone(), (product.clone(), version.clone()));
+    app.detached(async move { Ok(at.origin.make_way(&of.0, &of.1).await?) }).await?;
     let (row, _) = caller.db(&app).ensure_product(&product, CutParams::default(), now).await?;
     let (upload, resumed) = ingest.begin_or_resume(&product, &version, &caller.publisher(), now).await?;
     Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut }))

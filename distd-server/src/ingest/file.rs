@@ -96,13 +96,16 @@ impl Ingest {
     ) -> Result<CommitResult, IngestError> {
         let FileRequest { product, version, by, .. } = request;
         let file = Arc::new(file);
-        if let Some(release) = self.db.release(product, version).await? {
-            let hash = hash_file(file.clone()).await?;
-            if release.blake3 != hash || !self.is_damaged(&release.manifest) {
-                return self.existing(release, hash).await;
+        match self.db.release(product, version).await? {
+            // The same bytes heal a damaged release, whatever the quotas are.
+            Some(release) => {
+                let hash = hash_file(file.clone()).await?;
+                if release.blake3 != hash || !self.is_damaged(&release.manifest) {
+                    return self.existing(release, hash).await;
+                }
             }
+            None => self.check_quotas(product, &by.token, 0, file.len).await?,
         }
-        self.check_quotas(product, &by.token, 0, file.len).await?;
         let upload = self.begin_upload(product, version, by, now).await?;
         let result = async {
             let sink = self.sink(&upload, now).await?;

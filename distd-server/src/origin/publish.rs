@@ -103,6 +103,14 @@ pub enum PublishReleaseError {
     /// Signing or storing the metadata failed.
     #[error("the release is stored but could not be published; push it again")]
     Publish(#[from] PublishError),
+    /// Somebody withdrew or removed the release meanwhile.
+    #[error("{product}@{version} was withdrawn or removed before it was published")]
+    Gone {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
 }
 
 pub(super) fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
@@ -129,6 +137,11 @@ impl Origin {
             return Ok(());
         }
         let _turn = self.publishing.lock().await;
+        // Another one had the turn before, and may have withdrawn or removed the release.
+        let is_there = self.db.release(product, version).await?;
+        if is_there.is_none_or(|row| row.manifest != committed.release.manifest) {
+            return Err(PublishReleaseError::Gone { product: product.clone(), version: version.clone() });
+        }
         let now = unix_now();
         let custom = custom_of(&committed.release);
         self.repository.publish_release(product, version, committed.root.clone(), custom, now).await?;

@@ -141,11 +141,11 @@ impl Origin {
     ) -> Result<(), WithdrawError> {
         let _turn = self.publishing.lock().await;
         let now = signed(unix_now());
-        let Some(release) = self.db.acting(by, now).bring_back(product, version, now).await? else {
-            let (product, version) = (product.clone(), version.clone());
-            return Err(WithdrawError::NotWithdrawn { product, version });
-        };
-        let root_node = self.ingest.manifest(&release.manifest).await?.root_bytes().clone();
+        let none = || WithdrawError::NotWithdrawn { product: product.clone(), version: version.clone() };
+        let held = self.db.held_release(product, version).await?.ok_or_else(none)?;
+        // Before the row counts again: a release whose manifest is lost cannot be listed.
+        let root_node = self.ingest.manifest(&held.row.manifest).await?.root_bytes().clone();
+        let release = self.db.acting(by, now).bring_back(product, version, now).await?.ok_or_else(none)?;
         let set = Change::SetRelease {
             product: product.clone(),
             version: version.clone(),
@@ -171,11 +171,12 @@ impl Origin {
         order: RemoveOrder,
         by: &MoveBy,
     ) -> Result<(), WithdrawError> {
-        let _turn = self.publishing.lock().await;
+        let turn = self.publishing.lock().await;
         let now = signed(unix_now());
         let outcome = self.db.acting(by, now).mark_removing(product, version, order.unless, now).await?;
         let release = marked(outcome, product, version)?;
         self.delist(std::slice::from_ref(&release), []).await?;
+        drop(turn);
         if order.now || self.gc.grace.is_zero() {
             self.free(Leaving { releases: vec![release], sets: Vec::new() }).await?;
         }
@@ -191,31 +192,37 @@ impl Origin {
         if self.db.held_release(product, version).await?.is_none_or(|held| held.removing.is_none()) {
             return Ok(());
         }
-        let _turn = self.publishing.lock().await;
+        let turn = self.publishing.lock().await;
         let mut releases = self.db.removing(i64::MAX).await?;
         releases.retain(is_it);
         self.delist(&releases, []).await?;
+        drop(turn);
         self.free(Leaving { releases, sets: Vec::new() }).await
     }
 
-    /// Takes what an earlier run began to withdraw out of the signed list, and goes on with
-    /// removals whose grace is over.
+    /// Takes what an earlier run began to withdraw out of the signed list. Bytes go later, when the
+    /// origin looks after its space: a command that only mends frees none.
     pub(super) async fn resume_withdrawals(&self, listed: &Listed) -> Result<(), WithdrawError> {
-        {
-            let _turn = self.publishing.lock().await;
-            let listed: BTreeSet<_> =
-                listed.releases.iter().map(|release| (&release.product, &release.version)).collect();
-            let mut left = self.db.withdrawn().await?;
-            left.retain(|row| listed.contains(&(&row.product, &row.version)));
-            for release in &left {
-                let (product, version) = (&release.product, &release.version);
+        let _turn = self.publishing.lock().await;
+        let listed: BTreeSet<_> =
+            listed.releases.iter().map(|release| (&release.product, &release.version)).collect();
+        let pointed_to: BTreeSet<_> =
+            self.db.channels().await?.into_iter().map(|channel| (channel.product, channel.version)).collect();
+        let mut left = Vec::new();
+        for row in self.db.withdrawn().await? {
+            let (product, version) = (&row.product, &row.version);
+            if pointed_to.contains(&(product.clone(), version.clone())) {
+                // An older database came back: the release was brought back since, and the signed
+                // channel leads devices to it.
+                let now = signed(unix_now());
+                self.db.bring_back(product, version, now).await?;
+                tracing::warn!(%product, %version, "a channel points to the withdrawn release: it counts again");
+            } else if listed.contains(&(product, version)) {
                 tracing::info!(%product, %version, "a withdrawal goes on");
-            }
-            if !left.is_empty() {
-                self.delist(&left, []).await?;
+                left.push(row);
             }
         }
-        self.finish_removals(signed(unix_now())).await
+        if left.is_empty() { Ok(()) } else { self.delist(&left, []).await }
     }
 
     /// Frees the bytes of releases and patch sets whose grace is over at `now`.
@@ -227,12 +234,14 @@ impl Origin {
         if self.db.oldest_removal().await?.is_none_or(|oldest| oldest > until) {
             return Ok(());
         }
-        let _turn = self.publishing.lock().await;
+        let turn = self.publishing.lock().await;
         let releases = self.db.removing(until).await?;
         let sets: Vec<_> = self.db.sets_removing(until).await?.into_iter().map(|row| row.key).collect();
         // A removal whose mark is in the database may be listed still: the process may have ended
         // in between.
         self.delist(&releases, sets.iter().map(|key| &key.product)).await?;
+        // Reading manifests takes minutes in a large store, and a rollout may have to be halted.
+        drop(turn);
         for releases in releases.chunks(AT_ONCE) {
             self.free(Leaving { releases: releases.to_vec(), sets: Vec::new() }).await?;
         }
@@ -263,8 +272,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Deletes rows and objects of releases and patch sets that are marked and not listed. The
-    /// caller holds the turn of publications.
+    /// Deletes rows and objects of releases and patch sets that are marked and not listed. One that
+    /// was brought back meanwhile stays: bringing back takes the lock of this removal's last step.
     pub(super) async fn free(&self, leaving: Leaving) -> Result<(), WithdrawError> {
         if leaving.is_empty() {
             return Ok(());
@@ -278,13 +287,26 @@ impl Origin {
             // The chunks of a lost manifest stay.
             free.extend(&self.ingest.manifest_chunks(manifest).await?.unwrap_or_default());
         }
-        self.subtract(&mut free, &needed, &mut seen).await?;
+        let mut is_known = self.subtract(&mut free, &needed, &mut seen).await?;
         let mut tx = self.db.begin_removal(leaving).await?;
         // Manifests that were committed meanwhile. The store is read under the lock, the database
         // is not asked.
-        let Division { needed, .. } = tx.divide().await?;
-        self.subtract(&mut free, &needed, &mut seen).await?;
-        let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
+        let before = unneeded;
+        let Division { unneeded, needed } = tx.divide().await?;
+        is_known &= self.subtract(&mut free, &needed, &mut seen).await?;
+        // Patch sets that were made meanwhile, from or to a release that goes.
+        let mut more = ChunkRanges::new();
+        for manifest in unneeded.difference(&before) {
+            more.extend(&self.ingest.manifest_chunks(manifest).await?.unwrap_or_default());
+        }
+        is_known &= self.subtract(&mut more, &needed, &mut BTreeSet::new()).await?;
+        if !is_known {
+            // The rows stay, so that the chunks are found once the manifest is there again.
+            tracing::error!("nothing is freed while a manifest is lost: distd-server fsck says which");
+            return Ok(());
+        }
+        free.extend(&more);
+        let unneeded: Vec<ManifestId> = unneeded.into_iter().collect();
         let chunks: Vec<_> = free.ids().collect();
         let objects = tx.finish(&chunks).await?;
         self.ingest.compaction().wake();
@@ -293,15 +315,14 @@ impl Origin {
         Ok(())
     }
 
-    /// Takes the chunks of `needed` out of `free`, as far as they were not `seen` before.
-    ///
-    /// A needed manifest that is lost keeps everything: its chunks are not known.
+    /// Takes the chunks of `needed` out of `free`, as far as they were not `seen` before. `false`
+    /// when a needed manifest is lost: its chunks are not known, and nothing may go.
     async fn subtract(
         &self,
         free: &mut ChunkRanges,
         needed: &BTreeSet<ManifestId>,
         seen: &mut BTreeSet<ManifestId>,
-    ) -> Result<(), IngestError> {
+    ) -> Result<bool, IngestError> {
         for manifest in needed {
             if free.is_empty() || !seen.insert(*manifest) {
                 continue;
@@ -310,11 +331,11 @@ impl Origin {
                 Some(chunks) => *free = free.difference(&chunks),
                 None => {
                     tracing::warn!(id = %manifest, "the manifest of another release is lost: no chunk is deleted");
-                    *free = ChunkRanges::new();
+                    return Ok(false);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes a channel in the name of `by`; `false` when there is none.

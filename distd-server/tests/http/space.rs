@@ -361,3 +361,77 @@ async fn patch_sets_that_nobody_can_take_are_removed_and_made_again_when_asked_f
     ok(&world, Method::POST, "products/os/releases/3/patches", Some(json!({"from": "1"}))).await;
     eventually("the set is made again", async || sets().await == ["1-3"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_is_refused_leaves_a_removal_that_can_be_undone() {
+    let world = quiet(&[("removal_grace", "1h")]).await;
+    world.put_content("os", "1", noise(1, 200_000)).await;
+    ok(&world, Method::DELETE, ONE, None).await;
+    ok(&world, Method::PUT, "quotas/product/os", Some(json!({"release_bytes": 1000}))).await;
+    let (status, error) = world.put_content("os", "1", noise(2, 200_000)).await;
+    assert_eq!((status, text(&error["error"]["code"])), (StatusCode::FORBIDDEN, "quota".to_owned()));
+    let announced = Some(json!({"bytes": 200_000}));
+    assert_eq!(
+        refused(&world, Method::POST, &format!("{ONE}/uploads"), announced).await,
+        (StatusCode::FORBIDDEN, "quota".to_owned())
+    );
+    ok(&world, Method::POST, &format!("{ONE}/restore"), None).await;
+    assert_eq!(listed(&world, "").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_has_a_bound() {
+    let world = quiet(&[]).await;
+    world.put_content("os", "1", noise(1, 200_000)).await;
+    let empty = refused(&world, Method::PUT, "products/os/retention", Some(json!({}))).await;
+    assert_eq!(empty, (StatusCode::BAD_REQUEST, "bad_request".to_owned()));
+    ok(&world, Method::PUT, "products/os/retention", Some(json!({"keep": 1}))).await;
+}
+
+/// What opens the origin to mend it, such as fsck, does not know the grace of `serve`.
+#[tokio::test(flavor = "multi_thread")]
+async fn opening_an_origin_frees_nothing() {
+    let world = quiet(&[("removal_grace", "30d")]).await;
+    world.put_content("os", "1", noise(1, 200_000)).await;
+    let os = "os".parse().expect("a name");
+    let one = "1".parse().expect("a name");
+    let days_ago = distd_peer::clock::unix_now() as i64 - 2 * 86_400;
+    let unless = distd_server::db::Unless::Used;
+    world.running.origin.db().mark_removing(&os, &one, unless, days_ago).await.expect("marked");
+    let World { running, directory, .. } = world;
+    assert!(running.stop(std::time::Duration::from_secs(10)).await);
+    let places = distd_server::origin::Places::in_dir(directory.path());
+    let origin = distd_server::origin::Origin::open(&places, Default::default()).await.expect("opens");
+    assert_eq!(origin.db().removing(i64::MAX).await.expect("read").len(), 1);
+    let by = MoveBy { token: String::new(), label: String::new() };
+    origin.bring_back_release(&os, &one, &by).await.expect("its bytes are there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_database_in_which_the_release_was_withdrawn_does_not_stop_the_origin() {
+    let world = quiet(&[]).await;
+    world.put_content("os", "1", noise(1, 200_000)).await;
+    ok(&world, Method::POST, &format!("{ONE}/withdraw"), None).await;
+    let World { running, directory, .. } = world;
+    assert!(running.stop(std::time::Duration::from_secs(10)).await);
+    let database = directory.path().join("distd.sqlite");
+    let kept = directory.path().join("kept.sqlite");
+    std::fs::copy(&database, &kept).expect("copied");
+
+    let world = World::open_with(directory, &[("patches", "false")]).await;
+    ok(&world, Method::POST, &format!("{ONE}/restore"), None).await;
+    ok(&world, Method::PUT, "products/os/channels/stable", Some(json!({"version": "1"}))).await;
+    let World { running, directory, .. } = world;
+    assert!(running.stop(std::time::Duration::from_secs(10)).await);
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(directory.path().join(format!("distd.sqlite{suffix}")));
+    }
+    std::fs::rename(&kept, &database).expect("put back");
+
+    let world = World::open_with(directory, &[("patches", "false")]).await;
+    let channel = ok(&world, Method::GET, "products/os/channels/stable", None).await;
+    assert_eq!(channel["version"], "1");
+    assert_eq!(listed(&world, "").await, ["1"], "the release counts again");
+    let release = ok(&world, Method::GET, ONE, None).await;
+    assert_eq!(served(&world, &text(&release["manifest"])).await, StatusCode::OK);
+}

@@ -5,7 +5,7 @@
 
 mod plan;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use distd_core::ManifestId;
@@ -25,8 +25,7 @@ use crate::ingest::IngestError;
 /// Settings of collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GcOptions {
-    /// Time for which the bytes of a removed release or patch set stay: a node that fetches it has
-    /// a capability until then.
+    /// Time for which the bytes of a removed release or patch set stay, and a removal can be undone.
     pub grace: Duration,
     /// Time between two collections by the origin itself; zero: none.
     pub period: Duration,
@@ -37,6 +36,9 @@ impl Default for GcOptions {
         Self { grace: Duration::from_secs(3600), period: Duration::from_secs(24 * 3600) }
     }
 }
+
+/// Releases that one transaction marks: other writers wait for it.
+const MARKED_AT_ONCE: usize = 100;
 
 /// Error of setting a policy.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +110,10 @@ impl Origin {
             let plan = self.gc_plan(removals_max, now).await?;
             let chosen: Vec<(Name, Name)> =
                 plan.removed().map(|row| (row.product.clone(), row.version.clone())).collect();
-            let marked = self.db.acting(by, now).mark_all_removing(&chosen, now).await?;
+            let mut marked = Vec::new();
+            for chosen in chosen.chunks(MARKED_AT_ONCE) {
+                marked.extend(self.db.acting(by, now).mark_all_removing(chosen, now).await?);
+            }
             // The sets of a release go with it, and come back with it.
             let alone = plan.sets.iter().filter(|set| set.reason != SetReason::ReleaseGoes);
             let sets: Vec<PatchSetKey> = alone.map(|set| set.row.key.clone()).collect();
@@ -234,12 +239,12 @@ impl Origin {
             }
             all.push(own);
         }
-        let gone: Vec<&PatchSetKey> = plan.sets.iter().map(|set| &set.row.key).collect();
+        let gone: BTreeSet<&PatchSetKey> = plan.sets.iter().map(|set| &set.row.key).collect();
         for (key, manifest) in self.db.patch_sets_with_manifest().await? {
             let own = chunks(&manifest).await?;
             again.extend(&once.intersection(&own));
             once.extend(&own);
-            if gone.contains(&&key) { going.extend(&own) } else { kept.extend(&own) }
+            if gone.contains(&key) { going.extend(&own) } else { kept.extend(&own) }
         }
         let unique = all.into_iter().map(|own| own.difference(&again)).collect();
         Ok(Counted { unique, freed: going.difference(&kept) })
