@@ -52,7 +52,7 @@ pub(super) async fn put(
     let spooled = app.spool(&caller.token, body, Use::File).await?;
     let at = app.clone();
     let work = app.detached(async move {
-        // The bytes are here: before, a push that breaks off would end a removal that can be undone.
+        // The bytes are here: a push that breaks off must not end a removal that can be undone.
         at.origin.make_way(&product, &version).await?;
         let now = signed(unix_now());
         let (row, _) = caller.db(&at).ensure_product(&product, CutParams::default(), now).await?;

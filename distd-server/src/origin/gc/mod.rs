@@ -25,7 +25,8 @@ use crate::ingest::IngestError;
 /// Settings of collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GcOptions {
-    /// Time for which the bytes of a removed release or patch set stay, and a removal can be undone.
+    /// Time for which the bytes of a removed release or patch set stay, and a removal can be
+    /// undone.
     pub grace: Duration,
     /// Time between two collections by the origin itself; zero: none.
     pub period: Duration,
