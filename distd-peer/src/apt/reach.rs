@@ -156,7 +156,7 @@ impl Reach {
         Err(Unreachable::Host(to.authority()))
     }
 
-    /// Connects to `host`, within [`CONNECT`].
+    /// Connects to `host`, within 10 seconds.
     ///
     /// # Errors
     /// `Unreachable`.

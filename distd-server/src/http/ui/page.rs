@@ -105,7 +105,7 @@ impl IntoResponse for Stop {
                 error.log();
                 let (status, next) = (error.status(), error.advice());
                 let message = error.message().to_owned();
-                let title = format!("{}", status.canonical_reason().unwrap_or("Error"));
+                let title = status.canonical_reason().unwrap_or("Error");
                 let mut response =
                     Page(ErrorPage { frame: Frame::stranger(title), message, next }).into_response();
                 *response.status_mut() = status;
