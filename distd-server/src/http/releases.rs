@@ -140,6 +140,7 @@ pub(super) async fn show_which(
 }
 
 /// Lists a product's releases that devices may take, newest first.
+#[cfg(feature = "ui")]
 pub(super) async fn list(
     app: State<Arc<App>>,
     caller: Caller<ToRead>,
@@ -149,6 +150,7 @@ pub(super) async fn list(
 }
 
 /// Describes one release that devices may take.
+#[cfg(feature = "ui")]
 pub(super) async fn show(
     app: State<Arc<App>>,
     caller: Caller<ToRead>,
