@@ -15,7 +15,7 @@ use super::{Db, DbError, UnixSeconds, failed};
 const ENDED_KEPT: i64 = 16;
 
 /// Condition: the action is open.
-const OPEN: &str = "state IN ('confirming', 'offered', 'fetching', 'activating', 'canceling')";
+pub(super) const OPEN: &str = "state IN ('confirming', 'offered', 'fetching', 'activating', 'canceling')";
 
 /// State of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use sqlx::{Any, Transaction};
 
 use super::api_tokens::token_id;
 use super::audit::{Acting, Actor, append};
+use super::ddi_actions::OPEN;
 use super::ddi_devices::{DDI_KEY_PREFIX, DdiDeviceRow, find};
 use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed};
@@ -310,13 +311,7 @@ async fn forget_channel(
         .bind(node.to_string())
         .execute(&mut **tx)
         .await?;
-    sqlx::query(
-        "UPDATE ddi_actions SET state = 'canceled', changed = $1 WHERE node = $2 \
-         AND state IN ('confirming', 'offered', 'fetching', 'activating', 'canceling')",
-    )
-    .bind(now)
-    .bind(node.to_string())
-    .execute(&mut **tx)
-    .await
-    .map(drop)
+    let sql = format!("UPDATE ddi_actions SET state = 'canceled', changed = $1 WHERE node = $2 AND {OPEN}");
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(now).bind(node.to_string());
+    query.execute(&mut **tx).await.map(drop)
 }

@@ -75,7 +75,7 @@ pub use labels::{ChangeLabels, MemberRow};
 pub use lock::SessionLock;
 pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
-pub use packs::{PackId, PackIndexes};
+pub use packs::{PackId, PackIndexes, PackUsage};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
@@ -87,7 +87,8 @@ pub use restore::Restoration;
 pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
 pub use turns::{TurnAsker, TurnRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
-pub use usage::{ByRelease, HeldRelease, PackUsage, Uses};
+pub use usage::{ByRelease, HeldRelease, Uses};
+pub use web::WebStamp;
 pub use withdraw::{Division, Leaving, RemovalTx, Unless, Withdraw};
 
 use std::path::{Path, PathBuf};

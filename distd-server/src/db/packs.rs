@@ -11,6 +11,7 @@ use sqlx::{Any, Executor};
 use super::bulk::{LIST_MAX, padded, padded_len};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, UploadId, failed};
+use crate::store::pack::{ENTRY_BYTES, TRAILER_BYTES};
 
 /// Number of a pack's row; no number is given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +43,32 @@ pub(super) async fn read_index<'e>(
         .await
         .map_err(failed(what))?;
     row.map(|row| row.blob("chunk_index")).transpose().map_err(failed(what))
+}
+
+/// Bytes of packs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackUsage {
+    /// Bytes of all packs.
+    pub bytes: u64,
+    /// Number of all packs.
+    pub packs: u64,
+    /// Bytes of the packs of open uploads.
+    pub uploads: u64,
+    /// Bytes of packs that were emptied and are still there for their readers.
+    pub emptied: u64,
+    /// Stored bytes of the chunks of releases and patch sets.
+    pub live: u64,
+    /// Number of those chunks.
+    pub chunks: u64,
+}
+
+impl PackUsage {
+    /// Bytes that no chunk uses, in packs that are neither an open upload's nor emptied. The
+    /// indexes of the packs are no such bytes.
+    pub fn dead(&self) -> u64 {
+        let index = self.chunks * ENTRY_BYTES as u64 + self.packs * TRAILER_BYTES as u64;
+        self.bytes.saturating_sub(self.uploads + self.emptied + self.live + index)
+    }
 }
 
 impl Db {
@@ -219,5 +246,40 @@ impl Db {
             .await
             .map_err(failed(what))?;
         row.number("bytes").map_err(failed(what))
+    }
+
+    /// Bytes of the packs that hold chunks of releases and patch sets: in all, of chunks that are
+    /// used, and of uploads that are open.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn pack_usage(&self) -> Result<PackUsage, DbError> {
+        let what = "sum up the packs";
+        let packs = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS every, COUNT(*) AS packs, \
+             CAST(COALESCE(SUM(CASE WHEN upload IS NOT NULL THEN bytes ELSE 0 END), 0) AS BIGINT) AS uploads, \
+             CAST(COALESCE(SUM(CASE WHEN emptied IS NOT NULL THEN bytes ELSE 0 END), 0) AS BIGINT) AS emptied \
+             FROM packs",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed(what))?;
+        let chunks = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(stored_len), 0) AS BIGINT) AS live, COUNT(*) AS chunks FROM chunks",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed(what))?;
+        let read = || -> Result<PackUsage, sqlx::Error> {
+            Ok(PackUsage {
+                bytes: packs.number("every")?,
+                packs: packs.number("packs")?,
+                uploads: packs.number("uploads")?,
+                emptied: packs.number("emptied")?,
+                live: chunks.number("live")?,
+                chunks: chunks.number("chunks")?,
+            })
+        };
+        read().map_err(failed(what))
     }
 }

@@ -10,8 +10,7 @@ use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
 use super::audit::append;
-use super::row::Columns;
-use super::usage::bound;
+use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 const WHAT: &str = "change the quota";
@@ -191,8 +190,8 @@ impl Db {
             )
             .bind(of.kind())
             .bind(of.name().to_owned())
-            .bind(bound(stored_max))
-            .bind(bound(released_max))
+            .bind(stored_max.map(signed))
+            .bind(released_max.map(signed))
             .execute(&mut *tx)
             .await
         };

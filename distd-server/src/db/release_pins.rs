@@ -3,7 +3,8 @@
 //! Table `release_pins`: why, when and by whom a release was pinned.
 
 use distd_core::names::Name;
-use serde_json::json;
+use serde_json::{Value, json};
+use sqlx::{Any, Transaction};
 
 use super::audit::append;
 use super::withdraw::lock_release;
@@ -45,11 +46,7 @@ impl Db {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        let subject = format!("{product}@{version}");
-        append(&mut tx, &self.acting.at(now), "release.pin", &subject, &json!({ "why": why }))
-            .await
-            .map_err(failed(WHAT))?;
-        tx.commit().await.map_err(failed(WHAT))?;
+        self.note(tx, ("release.pin", json!({ "why": why })), (product, version), now).await?;
         Ok(true)
     }
 
@@ -73,11 +70,20 @@ impl Db {
         if done.rows_affected() == 0 {
             return Ok(false);
         }
-        let subject = format!("{product}@{version}");
-        append(&mut tx, &self.acting.at(now), "release.unpin", &subject, &json!({}))
-            .await
-            .map_err(failed(WHAT))?;
-        tx.commit().await.map_err(failed(WHAT))?;
+        self.note(tx, ("release.unpin", json!({})), (product, version), now).await?;
         Ok(true)
+    }
+
+    /// Ends a transaction with its entry in the audit log.
+    async fn note(
+        &self,
+        mut tx: Transaction<'static, Any>,
+        (action, details): (&str, Value),
+        (product, version): (&Name, &Name),
+        now: UnixSeconds,
+    ) -> Result<(), DbError> {
+        let subject = format!("{product}@{version}");
+        append(&mut tx, &self.acting.at(now), action, &subject, &details).await.map_err(failed(WHAT))?;
+        tx.commit().await.map_err(failed(WHAT))
     }
 }

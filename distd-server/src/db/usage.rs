@@ -1,5 +1,5 @@
-//! What uses releases: nodes, rollouts, and channels until a while ago; and what a collection of
-//! releases has to know about each of them.
+//! Users of releases: nodes, rollouts, and channels until a while ago; and all that a collection
+//! has to know about each release.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,9 @@ use distd_core::names::Name;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
+use super::ddi_actions::OPEN;
 use super::releases::{self, ReleaseRow};
-use super::row::{Columns, signed};
+use super::row::Columns;
 use super::{Db, DbError, PatchSetKey, UnixSeconds, failed};
 
 const WHAT: &str = "look for what uses the releases";
@@ -29,7 +30,7 @@ pub struct HeldRelease {
 /// Numbers by product and version.
 pub type ByRelease<T> = BTreeMap<(Name, Name), T>;
 
-/// What uses releases, besides channels.
+/// Users of releases, besides channels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Uses {
     /// Nodes that are not revoked and report the release as running, or whose DDI client does.
@@ -50,18 +51,15 @@ pub(super) async fn nodes_on<'e>(
     product: &Name,
     version: &Name,
 ) -> Result<u64, sqlx::Error> {
-    let row = sqlx::query(
+    let sql = format!(
         "SELECT COUNT(*) AS nodes FROM nodes WHERE revoked IS NULL AND (\
          id IN (SELECT node FROM node_running WHERE product = $1 AND version = $2) \
          OR id IN (SELECT node FROM ddi_devices WHERE product = $1 AND installed = $2) \
-         OR id IN (SELECT node FROM ddi_actions WHERE product = $1 AND version = $2 AND state IN \
-         ('confirming', 'offered', 'fetching', 'activating', 'canceling')) \
-         OR id IN (SELECT node FROM node_pins WHERE product = $1 AND version = $2))",
-    )
-    .bind(product.to_string())
-    .bind(version.to_string())
-    .fetch_one(on)
-    .await?;
+         OR id IN (SELECT node FROM ddi_actions WHERE product = $1 AND version = $2 AND {OPEN}) \
+         OR id IN (SELECT node FROM node_pins WHERE product = $1 AND version = $2))"
+    );
+    let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(product.to_string()).bind(version.to_string());
+    let row = query.fetch_one(on).await?;
     row.number("nodes")
 }
 
@@ -114,7 +112,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
     }
 
-    /// What uses releases.
+    /// Reads who uses releases.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -125,8 +123,9 @@ impl Db {
                        JOIN nodes ON nodes.id = u.node AND nodes.revoked IS NULL GROUP BY u.product, u.version";
         let pinned = "SELECT p.product AS product, p.version AS version, COUNT(*) AS n FROM node_pins p \
                       JOIN nodes ON nodes.id = p.node AND nodes.revoked IS NULL GROUP BY p.product, p.version";
-        let actions = "SELECT product, version, COUNT(*) AS n FROM ddi_actions WHERE state IN \
-                       ('confirming', 'offered', 'fetching', 'activating', 'canceling') GROUP BY product, version";
+        let actions = format!(
+            "SELECT product, version, COUNT(*) AS n FROM ddi_actions WHERE {OPEN} GROUP BY product, version"
+        );
         let left = "SELECT product, from_version AS version, MAX(moved) AS n FROM channel_moves \
                     WHERE from_version IS NOT NULL GROUP BY product, from_version";
         let mut rollouts: ByRelease<Vec<Name>> = BTreeMap::new();
@@ -146,14 +145,15 @@ impl Db {
         Ok(Uses {
             running: counted(self.by_release(running).await?),
             pinned_nodes: counted(self.by_release(pinned).await?),
-            actions: counted(self.by_release(actions).await?),
+            actions: counted(self.by_release(&actions).await?),
             rollouts,
             left: self.by_release(left).await?,
         })
     }
 
-    async fn by_release(&self, sql: &'static str) -> Result<ByRelease<i64>, DbError> {
-        let rows = sqlx::query(sql).fetch_all(&self.pool).await.map_err(failed(WHAT))?;
+    async fn by_release(&self, sql: &str) -> Result<ByRelease<i64>, DbError> {
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned()));
+        let rows = query.fetch_all(&self.pool).await.map_err(failed(WHAT))?;
         let mut found = BTreeMap::new();
         for row in &rows {
             let (product, version) = (row.text("product"), row.text("version"));
@@ -208,74 +208,4 @@ impl Db {
         let done = sqlx::query("UPDATE counters SET value = $1 WHERE name = 'gc'").bind(now);
         done.execute(&self.pool).await.map(drop).map_err(failed("note when releases were collected"))
     }
-
-    /// Bytes of the packs that hold chunks of releases and patch sets: in all, of chunks that are
-    /// used, and of uploads that are open.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn pack_usage(&self) -> Result<PackUsage, DbError> {
-        let what = "sum up the packs";
-        let packs = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS every, COUNT(*) AS packs, \
-             CAST(COALESCE(SUM(CASE WHEN upload IS NOT NULL THEN bytes ELSE 0 END), 0) AS BIGINT) AS uploads, \
-             CAST(COALESCE(SUM(CASE WHEN emptied IS NOT NULL THEN bytes ELSE 0 END), 0) AS BIGINT) AS emptied \
-             FROM packs",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed(what))?;
-        let chunks = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(stored_len), 0) AS BIGINT) AS live, COUNT(*) AS chunks FROM chunks",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed(what))?;
-        let read = || -> Result<PackUsage, sqlx::Error> {
-            Ok(PackUsage {
-                bytes: packs.number("every")?,
-                packs: packs.number("packs")?,
-                uploads: packs.number("uploads")?,
-                emptied: packs.number("emptied")?,
-                live: chunks.number("live")?,
-                chunks: chunks.number("chunks")?,
-            })
-        };
-        read().map_err(failed(what))
-    }
-}
-
-/// Bytes of packs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PackUsage {
-    /// Bytes of all packs.
-    pub bytes: u64,
-    /// Number of all packs.
-    pub packs: u64,
-    /// Bytes of the packs of open uploads.
-    pub uploads: u64,
-    /// Bytes of packs that were emptied and are still there for their readers.
-    pub emptied: u64,
-    /// Stored bytes of the chunks of releases and patch sets.
-    pub live: u64,
-    /// Number of those chunks.
-    pub chunks: u64,
-}
-
-impl PackUsage {
-    /// Bytes that no chunk uses, in packs that are neither an open upload's nor emptied. The
-    /// indexes of the packs are no such bytes.
-    pub fn dead(&self) -> u64 {
-        let index = self.chunks * INDEX_ENTRY_BYTES + self.packs * INDEX_END_BYTES;
-        self.bytes.saturating_sub(self.uploads + self.emptied + self.live + index)
-    }
-}
-
-/// Bytes of a chunk's entry in the index of its pack, and of the index's end.
-const INDEX_ENTRY_BYTES: u64 = 41;
-const INDEX_END_BYTES: u64 = 48;
-
-/// The number as it is bound.
-pub(super) fn bound(n: Option<u64>) -> Option<i64> {
-    n.map(signed)
 }

@@ -6,6 +6,21 @@ use super::api_tokens::{ApiTokenRow, read};
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
 
+/// Numbers of which one differs once something that the web page shows has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebStamp {
+    /// Number of the last entry of the audit log.
+    pub audit: u64,
+    /// Time at which the newest report came, unix seconds.
+    pub reports: u64,
+    /// Number of nodes that have reported.
+    pub nodes: u64,
+    /// Id of the last change of a rollout.
+    pub rollouts: u64,
+    /// Sum over the times of patch sets.
+    pub patches: u64,
+}
+
 /// Most sessions of one API token. A further one ends the oldest.
 const SESSIONS_MAX: i64 = 100;
 
@@ -95,12 +110,11 @@ impl Db {
         done.map(drop).map_err(failed("end the sessions"))
     }
 
-    /// Numbers that differ once something that the web page shows has changed: of the audit log,
-    /// reports, attempts, rollouts and patch sets.
+    /// State of all that the web page shows, in numbers.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn web_stamp(&self) -> Result<[u64; 5], DbError> {
+    pub async fn web_stamp(&self) -> Result<WebStamp, DbError> {
         let row = sqlx::query(
             "SELECT (SELECT value FROM counters WHERE name = 'audit') AS audit, \
              (SELECT COALESCE(MAX(received), 0) FROM node_reports) AS reports, \
@@ -112,13 +126,13 @@ impl Db {
         .fetch_one(&self.pool)
         .await;
         let read = |row: &sqlx::any::AnyRow| {
-            Ok([
-                row.number("audit")?,
-                row.number("reports")?,
-                row.number("nodes")?,
-                row.number("rollouts")?,
-                row.number("patches")?,
-            ])
+            Ok(WebStamp {
+                audit: row.number("audit")?,
+                reports: row.number("reports")?,
+                nodes: row.number("nodes")?,
+                rollouts: row.number("rollouts")?,
+                patches: row.number("patches")?,
+            })
         };
         row.and_then(|row| read(&row)).map_err(failed("look for changes"))
     }

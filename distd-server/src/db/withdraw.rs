@@ -29,7 +29,7 @@ pub enum Withdraw {
     InUse(Vec<Name>),
     /// The release is pinned, for this reason.
     Pinned(String),
-    /// So many nodes run the release or are pinned to it.
+    /// Nodes run the release or are pinned to it: their number.
     Running(u64),
 }
 

@@ -60,7 +60,7 @@ use error::ApiError;
 use route::Route;
 pub use serve::serve;
 #[cfg(feature = "ui")]
-pub use ui::{Provider, ProviderConfig, ProviderError};
+pub use ui::{Provider, ProviderError};
 
 use crate::origin::Origin;
 

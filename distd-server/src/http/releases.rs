@@ -23,7 +23,7 @@ use crate::ingest::CommitResult;
 use crate::origin::{RemoveOrder, signed};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list_which, show_which, remove, withdraw, restore, pin, unpin, bundle]
+    routes![list, show, remove, withdraw, restore, pin, unpin, bundle]
 }
 
 /// Returns a release as the API shows it, without its channels.
@@ -97,10 +97,10 @@ pub(super) async fn publish(
 }
 
 /// Lists a product's releases, newest first.
-#[utoipa::path(get, path = "/v1/products/{product}/releases", tag = "releases", operation_id = "list", params(("product" = String, Path), Which), responses(
+#[utoipa::path(get, path = "/v1/products/{product}/releases", tag = "releases", params(("product" = String, Path), Which), responses(
     (status = 200, body = ReleaseList)
 ), security(("token" = ["read"])))]
-pub(super) async fn list_which(
+pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
     PathParams(product): PathParams<Name>,
@@ -121,10 +121,10 @@ pub(super) async fn list_which(
 }
 
 /// Describes one release.
-#[utoipa::path(get, path = "/v1/products/{product}/releases/{version}", tag = "releases", operation_id = "show",
+#[utoipa::path(get, path = "/v1/products/{product}/releases/{version}", tag = "releases",
     params(("product" = String, Path), ("version" = String, Path), Which),
     responses((status = 200, body = Release)), security(("token" = ["read"])))]
-pub(super) async fn show_which(
+pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
     PathParams((product, version)): PathParams<(Name, Name)>,
@@ -137,26 +137,6 @@ pub(super) async fn show_which(
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))
-}
-
-/// Lists a product's releases that devices may take, newest first.
-#[cfg(feature = "ui")]
-pub(super) async fn list(
-    app: State<Arc<App>>,
-    caller: Caller<ToRead>,
-    product: PathParams<Name>,
-) -> Result<Json<ReleaseList>, ApiError> {
-    list_which(app, caller, product, QueryParams(Which::default())).await
-}
-
-/// Describes one release that devices may take.
-#[cfg(feature = "ui")]
-pub(super) async fn show(
-    app: State<Arc<App>>,
-    caller: Caller<ToRead>,
-    release: PathParams<(Name, Name)>,
-) -> Result<Json<Release>, ApiError> {
-    show_which(app, caller, release, QueryParams(Which::default())).await
 }
 
 /// Signs metadata for a bundle with a release, valid for longer than that which devices poll.
@@ -183,6 +163,40 @@ pub(super) async fn bundle(
     }))
 }
 
+/// Order about a release.
+enum Order {
+    Withdraw,
+    Restore,
+    Remove(RemoveOrder),
+}
+
+async fn carry_out(
+    app: &Arc<App>,
+    caller: Caller<ToPublish>,
+    (product, version): (Name, Name),
+    order: Order,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&product)?;
+    products::find(app, &product).await?;
+    let origin = app.origin.clone();
+    let work = app.detached(async move {
+        let by = caller.mover();
+        let done = match order {
+            Order::Withdraw => origin.withdraw_release(&product, &version, &by).await.map(|()| "withdrawn"),
+            Order::Restore => {
+                origin.bring_back_release(&product, &version, &by).await.map(|()| "brought back")
+            }
+            Order::Remove(how) => {
+                origin.remove_release(&product, &version, how, &by).await.map(|()| "removed")
+            }
+        };
+        tracing::info!(%product, %version, by = caller.row.label, "release {}", done?);
+        Ok(())
+    });
+    work.await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Removes a release. The origin withdraws it, and after the grace frees the space that nothing
 /// else needs.
 #[utoipa::path(delete, path = "/v1/products/{product}/releases/{version}", tag = "releases",
@@ -194,18 +208,8 @@ pub(super) async fn remove(
     PathParams((product, version)): PathParams<(Name, Name)>,
     QueryParams(how): QueryParams<How>,
 ) -> Result<StatusCode, ApiError> {
-    caller.may(&product)?;
-    products::find(&app, &product).await?;
     let unless = if how.unless_running { Unless::Running } else { Unless::Used };
-    let order = RemoveOrder { unless, now: how.now };
-    let at = app.clone();
-    let work = app.detached(async move {
-        at.origin.remove_release(&product, &version, order, &caller.mover()).await?;
-        tracing::info!(%product, %version, by = caller.row.label, "release removed");
-        Ok(())
-    });
-    work.await?;
-    Ok(StatusCode::NO_CONTENT)
+    carry_out(&app, caller, (product, version), Order::Remove(RemoveOrder { unless, now: how.now })).await
 }
 
 /// Withdraws a release: devices no longer take it. Its bytes stay, and it can be brought back.
@@ -217,16 +221,7 @@ pub(super) async fn withdraw(
     caller: Caller<ToPublish>,
     PathParams((product, version)): PathParams<(Name, Name)>,
 ) -> Result<StatusCode, ApiError> {
-    caller.may(&product)?;
-    products::find(&app, &product).await?;
-    let at = app.clone();
-    let work = app.detached(async move {
-        at.origin.withdraw_release(&product, &version, &caller.mover()).await?;
-        tracing::info!(%product, %version, by = caller.row.label, "release withdrawn");
-        Ok(())
-    });
-    work.await?;
-    Ok(StatusCode::NO_CONTENT)
+    carry_out(&app, caller, (product, version), Order::Withdraw).await
 }
 
 /// Brings a withdrawn release back, also a removed one whose bytes are still there.
@@ -238,16 +233,7 @@ pub(super) async fn restore(
     caller: Caller<ToPublish>,
     PathParams((product, version)): PathParams<(Name, Name)>,
 ) -> Result<StatusCode, ApiError> {
-    caller.may(&product)?;
-    products::find(&app, &product).await?;
-    let at = app.clone();
-    let work = app.detached(async move {
-        at.origin.bring_back_release(&product, &version, &caller.mover()).await?;
-        tracing::info!(%product, %version, by = caller.row.label, "release brought back");
-        Ok(())
-    });
-    work.await?;
-    Ok(StatusCode::NO_CONTENT)
+    carry_out(&app, caller, (product, version), Order::Restore).await
 }
 
 /// Pins a release: it is neither removed on order nor by a policy.

@@ -23,7 +23,7 @@ pub const PACK_CHUNKS_MAX: usize = 131_072;
 pub const PACK_MAGIC: &[u8; 8] = b"distdpk1";
 
 /// Bytes of an index entry: hash, raw length, stored length, codec.
-const ENTRY_BYTES: usize = 32 + 4 + 4 + 1;
+pub const ENTRY_BYTES: usize = 32 + 4 + 4 + 1;
 
 /// Bytes behind the index: chunk count, bytes of chunks, BLAKE3 of all before it, magic.
 pub const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;

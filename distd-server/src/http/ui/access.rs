@@ -1,4 +1,4 @@
-//! Who may do what: API tokens, join tokens, groups and grants.
+//! Rights: API tokens, join tokens, groups and grants.
 
 use std::sync::Arc;
 

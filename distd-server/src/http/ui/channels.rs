@@ -5,21 +5,22 @@ use std::sync::Arc;
 use askama::Template;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
 use distd_core::api::{
     Channel, ChannelChange, NewRollout, Release, Rollout, RolloutDetail, RolloutOrder, RolloutStage,
     RolloutVerb, RolloutWave, Scope,
 };
+use distd_core::fleet::report::SourceBytes;
 use distd_core::names::Name;
 
 use super::super::auth::{ToMoveChannels, ToRead};
 use super::super::body::{JsonBody, PathParams, QueryParams};
 use super::super::{ApiError, App, channels, releases, rollouts};
-use super::charts::{Part, bar};
+use super::charts::{Part, progress, sources};
 use super::filters;
 use super::forms::{Form, PagePath};
 use super::page::{Frame, Page, Stop};
+use super::products::offered;
 use super::session::Visitor;
 
 /// Most earlier rollouts that the page lists.
@@ -104,8 +105,8 @@ pub(super) async fn show(
         true => None,
         false => Some(rollouts::show(State(app.clone()), visitor.caller()?, at()).await?.0),
     };
-    let Json(releases) =
-        releases::list(State(app.clone()), visitor.caller()?, PathParams(product.clone())).await?;
+    let of = PathParams(product.clone());
+    let Json(releases) = releases::list(State(app.clone()), visitor.caller()?, of, offered()).await?;
     let page = QueryParams(channels::Page::newest(CHANGES_MAX));
     let Json(history) = channels::history(State(app.clone()), visitor.caller()?, at(), page).await?;
     let may_move = visitor.may(Scope::Channel)
@@ -140,25 +141,19 @@ pub(super) async fn show(
 }
 
 fn wave(wave: RolloutWave) -> Wave {
-    let begun = wave.succeeded + wave.failed + wave.trying;
-    let parts = bar([
-        ("up_to_date", "succeeded", wave.succeeded),
-        ("updating", "trying", wave.trying),
-        ("failed", "failed", wave.failed),
-        ("waiting", "not begun", wave.devices.saturating_sub(begun)),
-    ]);
+    let parts = progress(wave.devices, wave.succeeded, wave.trying, wave.failed);
     Wave { wave, parts }
 }
 
 /// Bytes by source over all waves.
 fn bytes(detail: &RolloutDetail) -> Vec<Part> {
     let sum = |of: fn(&RolloutWave) -> u64| detail.waves.iter().map(of).fold(0, u64::saturating_add);
-    bar([
-        ("series-3", "already on the devices", sum(|wave| wave.bytes_disk)),
-        ("series-2", "from neighbours", sum(|wave| wave.bytes_neighbours)),
-        ("series-1", "from relays", sum(|wave| wave.bytes_relay)),
-        ("series-4", "from the origin", sum(|wave| wave.bytes_origin)),
-    ])
+    sources(SourceBytes {
+        disk: sum(|wave| wave.bytes_disk),
+        neighbours: sum(|wave| wave.bytes_neighbours),
+        relay: sum(|wave| wave.bytes_relay),
+        origin: sum(|wave| wave.bytes_origin),
+    })
 }
 
 /// Begins a rollout.
@@ -191,11 +186,8 @@ pub(super) async fn start(
     };
     let to = format!("/ui/products/{product}/channels/{name}");
     let caller = visitor.caller()?;
-    let (StatusCode::CREATED, _) =
-        rollouts::create(State(app), caller, PathParams((product, name)), JsonBody(new)).await?
-    else {
-        return Err(ApiError::internal("a rollout was not begun").into());
-    };
+    let at = PathParams((product, name));
+    let (_, Json(_)) = rollouts::create(State(app), caller, at, JsonBody(new)).await?;
     Ok(Redirect::to(&to).into_response())
 }
 

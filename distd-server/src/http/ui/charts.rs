@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use distd_core::fleet::report::SourceBytes;
+
 use crate::db::HistoryRow;
 
 /// Part of a bar. A class gives its colour and pattern.
@@ -22,9 +24,9 @@ pub(super) fn bar<L: Into<String>>(values: impl IntoIterator<Item = (&'static st
     let whole: u64 = values.iter().fold(0, |sum, (_, _, value)| sum.saturating_add(*value));
     let mut begin = 0;
     let mut part = |(class, label, value): (&'static str, L, u64)| {
-        let (x, width) = (hundredths(begin, whole), hundredths(value, whole));
+        let (x, width) = (percent(begin, whole), percent(value, whole));
         begin = u64::saturating_add(begin, value);
-        let share = match percent(value, whole) {
+        let share = match width {
             share if share > 0.0 && share < 1.0 => "<1 %".to_owned(),
             share if share > 99.0 && share < 100.0 => ">99 %".to_owned(),
             share => format!("{share:.0} %"),
@@ -38,8 +40,29 @@ fn percent(value: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { value as f64 * 100.0 / whole as f64 }
 }
 
-fn hundredths(value: u64, whole: u64) -> f64 {
-    percent(value, whole)
+/// Bar of the devices of a wave, or of all waves.
+pub(super) fn progress(devices: u64, succeeded: u64, trying: u64, failed: u64) -> Vec<Part> {
+    bar([
+        ("up_to_date", "succeeded", succeeded),
+        ("updating", "trying", trying),
+        ("failed", "failed", failed),
+        ("waiting", "not begun", devices.saturating_sub(succeeded + trying + failed)),
+    ])
+}
+
+/// Bar of the bytes of attempts by their source.
+pub(super) fn sources(bytes: SourceBytes) -> Vec<Part> {
+    bar([
+        (series(2), "already there", bytes.disk),
+        (series(1), "from neighbours", bytes.neighbours),
+        (series(0), "from relays", bytes.relay),
+        (series(3), "from the origin", bytes.origin),
+    ])
+}
+
+/// Class of the series number `at`.
+pub(super) fn series(at: usize) -> &'static str {
+    SERIES[at.min(SERIES.len() - 1)]
 }
 
 /// Classes of the series of a chart, in the order in which they are used; the last one is that of

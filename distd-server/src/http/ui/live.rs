@@ -12,7 +12,7 @@ use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use futures::StreamExt;
 use futures::stream::unfold;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -40,8 +40,7 @@ const STREAM: Duration = Duration::from_secs(600);
 /// Pages that are told of changes.
 pub(in super::super) struct Live {
     changes: Mutex<Option<Changes>>,
-    places: Arc<Semaphore>,
-    /// Streams of each API token.
+    /// Number of streams of each API token.
     streams: Arc<Mutex<HashMap<[u8; 32], usize>>>,
     /// Turns of pages that read the rows of a whole fleet.
     turns: Semaphore,
@@ -59,7 +58,6 @@ impl Default for Live {
     fn default() -> Self {
         Self {
             changes: Mutex::default(),
-            places: Arc::new(Semaphore::new(STREAMS_MAX)),
             streams: Arc::default(),
             turns: Semaphore::new(TURNS),
             stop: CancellationToken::new(),
@@ -107,10 +105,13 @@ async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
                 if last.is_some_and(|last| last != stamp) {
                     tell.send_modify(|number| *number += 1);
                 }
-                // More reports may come in this very second, which change no number.
-                let [audit, reports, rest @ ..] = stamp;
-                let is_over = i64::try_from(reports).is_ok_and(|reports| reports < signed(unix_now()));
-                last = Some([audit, if is_over { reports } else { 0 }, rest[0], rest[1], rest[2]]);
+                let mut seen = stamp;
+                // More reports may come in this very second, which change no number: the next look
+                // takes it for changed.
+                if i64::try_from(seen.reports).is_ok_and(|reports| reports >= signed(unix_now())) {
+                    seen.reports = 0;
+                }
+                last = Some(seen);
             }
             Err(error) => tracing::warn!(error = %Chain(&error), "cannot look for changes for the web page"),
         }
@@ -127,11 +128,11 @@ struct Place {
 impl Place {
     fn take(live: &Live, token: [u8; 32]) -> Option<Self> {
         let mut streams = live.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = streams.entry(token).or_default();
-        if *count >= STREAMS_OF_TOKEN {
+        let own = streams.get(&token).copied().unwrap_or(0);
+        if own >= STREAMS_OF_TOKEN || streams.values().sum::<usize>() >= STREAMS_MAX {
             return None;
         }
-        *count += 1;
+        streams.insert(token, own + 1);
         Some(Self { streams: live.streams.clone(), token })
     }
 }
@@ -152,26 +153,22 @@ impl Drop for Place {
 struct Stream {
     app: Arc<App>,
     visitor: Visitor,
-    _own: Place,
     changes: watch::Receiver<u64>,
     stop: CancellationToken,
     ends: tokio::time::Instant,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Sends an event `change` each time that something has changed. A comment comes first, without
 /// which the answer would begin only with the first change.
 pub(super) async fn events(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
-    let own = Place::take(&app.live, visitor.token());
-    let own = own.ok_or_else(|| ApiError::busy("too many pages are open with this token"))?;
-    let place = app.live.places.clone().try_acquire_owned();
-    let place = place.map_err(|_| ApiError::busy("too many pages are open at this origin"))?;
+    let place = Place::take(&app.live, visitor.token());
+    let place = place.ok_or_else(|| ApiError::busy("too many pages are open"))?;
     let mut changes = app.live.changes(&app.origin);
     changes.mark_unchanged();
     let stream = Stream {
         changes,
         visitor,
-        _own: own,
         stop: app.live.stop.clone(),
         ends: tokio::time::Instant::now() + STREAM,
         _place: place,

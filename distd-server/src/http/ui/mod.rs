@@ -34,7 +34,7 @@ use super::{ApiError, App};
 use page::Stop;
 
 pub(super) use live::Live;
-pub use oidc::{Provider, ProviderConfig, ProviderError};
+pub use oidc::{Provider, ProviderError};
 
 /// Everything comes from this origin, and nothing is inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Redirect, Response};
 use distd_core::api::{FleetNode, FleetPage};
+use distd_core::fleet::report::SourceBytes;
 use distd_core::fleet::state::{Contact, UpdateState};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -15,7 +16,7 @@ use url::form_urlencoded;
 use super::super::auth::ToView;
 use super::super::body::{PathParams, QueryParams};
 use super::super::{ApiError, App, fleet};
-use super::charts::{Part, bar};
+use super::charts::{Part, sources};
 use super::filters;
 use super::forms::{PagePath, PageQuery};
 use super::page::{Frame, Page, Stop};
@@ -137,12 +138,12 @@ pub(super) async fn show(
 ) -> Result<Response, Stop> {
     let Json(node) = fleet::show(State(app), visitor.caller::<ToView>()?, PathParams(id)).await?;
     let attempts = node.attempts.iter().map(|attempt| {
-        bar([
-            ("series-3", "already there", attempt.bytes_disk),
-            ("series-2", "from neighbours", attempt.bytes_neighbours),
-            ("series-1", "from relays", attempt.bytes_relay),
-            ("series-4", "from the origin", attempt.bytes_origin),
-        ])
+        sources(SourceBytes {
+            disk: attempt.bytes_disk,
+            neighbours: attempt.bytes_neighbours,
+            relay: attempt.bytes_relay,
+            origin: attempt.bytes_origin,
+        })
     });
     let page = OneNode {
         frame: visitor

@@ -30,7 +30,7 @@ use super::page::Stop;
 use super::session::{self, Back, OnConnection, cookie_of, own};
 use crate::db::ApiTokenRow;
 use crate::origin::signed;
-pub use provider::{Provider, ProviderConfig, ProviderError};
+pub use provider::{Provider, ProviderError};
 
 /// Time that a person has at the provider, seconds.
 const AWAY_SECONDS: i64 = 600;
@@ -116,7 +116,7 @@ pub(super) async fn begin(
     Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&to)).into_response())
 }
 
-/// What the provider sends a person back with.
+/// Words with which the provider sends a person back.
 #[derive(Deserialize)]
 pub(super) struct Answer {
     #[serde(default)]
@@ -201,7 +201,7 @@ mod tests {
         let found = Attempt::of(&headers, true).expect("the sign-in");
         assert_eq!((found.state(), found.back), (attempt.state(), "/ui/nodes?where=site%3Da".to_owned()));
         assert!(Attempt::of(&headers, false).is_none());
-        // What the provider sees reveals nothing of the rest.
+        // The words that the provider sees reveal nothing of the rest.
         let words = [attempt.state(), attempt.nonce(), attempt.verifier(), attempt.challenge()];
         assert_eq!(words.iter().collect::<BTreeSet<_>>().len(), 4);
         assert!(words.iter().all(|word| word.len() == 43), "{words:?}");

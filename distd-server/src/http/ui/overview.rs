@@ -14,7 +14,7 @@ use distd_core::names::Name;
 use super::super::auth::{ToRead, ToView};
 use super::super::body::QueryParams;
 use super::super::{ApiError, App, fleet, state};
-use super::charts::{History, Part, bar};
+use super::charts::{History, Part, bar, progress, series};
 use super::filters;
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
@@ -75,7 +75,7 @@ struct UnderWay {
 }
 
 /// Parts of a bar of devices by the state of their update, with the words of the API.
-pub(super) fn update_parts(status: &FleetStatus) -> Vec<Part> {
+fn update_parts(status: &FleetStatus) -> Vec<Part> {
     let update = &status.update;
     bar([
         ("up_to_date", "up to date", update.up_to_date),
@@ -130,11 +130,9 @@ async fn fleet_of(app: &Arc<App>, visitor: &Visitor, alerts: &mut Vec<Alert>) ->
     let mut channels: Vec<Channel> = by_channel
         .into_iter()
         .map(|((product, channel), releases)| {
-            const CLASSES: [&str; 6] =
-                ["series-1", "series-2", "series-3", "series-4", "series-5", "series-rest"];
             let part = |(at, release): (usize, &FleetRelease)| {
                 let label = release.version.clone().unwrap_or_else(|| "none".to_owned());
-                (CLASSES[at.min(CLASSES.len() - 1)], label, release.devices)
+                (series(at), label, release.devices)
             };
             let bar = bar(releases.iter().enumerate().map(part));
             let devices = releases.iter().map(|release| release.devices).sum();
@@ -183,15 +181,13 @@ async fn under_way(
             alerts.push(Alert { text, to: format!("/ui/products/{}/channels/{}", row.product, row.channel) });
         }
         let sum = |of: fn(&WaveCounts) -> u64| status.waves.iter().map(|wave| of(&wave.counts)).sum::<u64>();
-        let devices = sum(|wave| wave.members);
-        let (succeeded, failed, trying) = (sum(|w| w.succeeded), sum(|w| w.failed), sum(|w| w.trying));
         shown.push(UnderWay {
-            progress: bar([
-                ("up_to_date", "succeeded", succeeded),
-                ("updating", "trying", trying),
-                ("failed", "failed", failed),
-                ("waiting", "not begun", devices.saturating_sub(succeeded + failed + trying)),
-            ]),
+            progress: progress(
+                sum(|wave| wave.members),
+                sum(|wave| wave.succeeded),
+                sum(|wave| wave.trying),
+                sum(|wave| wave.failed),
+            ),
             wave: status.waves.iter().filter(|wave| wave.row.opened.is_some()).count(),
             waves: status.waves.len(),
             product: row.product.to_string(),

@@ -1,7 +1,7 @@
 //! Frame of each page, and what a person sees instead of a page.
 
 use askama::Template;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use distd_peer::clock::unix_now;
 use url::form_urlencoded;
@@ -109,7 +109,6 @@ impl IntoResponse for Stop {
                 let mut response =
                     Page(ErrorPage { frame: Frame::stranger(title), message, next }).into_response();
                 *response.status_mut() = status;
-                response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
                 response
             }
         }

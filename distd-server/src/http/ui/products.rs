@@ -11,7 +11,7 @@ use distd_core::names::Name;
 use distd_core::{ChunkId, ManifestId};
 
 use super::super::auth::ToRead;
-use super::super::body::PathParams;
+use super::super::body::{PathParams, QueryParams};
 use super::super::{App, channels, patches, products, releases};
 use super::charts::{Part, bar};
 use super::filters;
@@ -43,6 +43,11 @@ struct OneProduct {
     patches: Vec<PatchSet>,
 }
 
+/// Releases that devices may take.
+pub(super) fn offered() -> QueryParams<releases::Which> {
+    QueryParams(releases::Which::default())
+}
+
 /// Most releases that the page of a product lists, the newest.
 const RELEASES_MAX: usize = 200;
 
@@ -57,7 +62,8 @@ pub(super) async fn show(
     let named = || PathParams(name.clone());
     let Json(product) = products::show(State(app.clone()), visitor.caller::<ToRead>()?, named()).await?;
     let Json(channels) = channels::list(State(app.clone()), visitor.caller()?, named()).await?;
-    let Json(mut releases) = releases::list(State(app.clone()), visitor.caller()?, named()).await?;
+    let Json(mut releases) =
+        releases::list(State(app.clone()), visitor.caller()?, named(), offered()).await?;
     let Json(mut patches) = patches::list(State(app), visitor.caller()?, named()).await?;
     let releases_left_out = releases.releases.len().saturating_sub(RELEASES_MAX);
     releases.releases.truncate(RELEASES_MAX);
@@ -104,10 +110,10 @@ pub(super) async fn release(
 ) -> Result<Response, Stop> {
     let caller = visitor.caller::<ToRead>()?;
     let at = PathParams((product.clone(), version.clone()));
-    let Json(release) = releases::show(State(app.clone()), caller, at).await?;
+    let Json(release) = releases::show(State(app.clone()), caller, at, offered()).await?;
     let named = || PathParams(product.clone());
     let Json(channels) = channels::list(State(app.clone()), visitor.caller()?, named()).await?;
-    let Json(all) = releases::list(State(app.clone()), visitor.caller()?, named()).await?;
+    let Json(all) = releases::list(State(app.clone()), visitor.caller()?, named(), offered()).await?;
     let Json(patches) = patches::list(State(app.clone()), visitor.caller()?, named()).await?;
     let _turn = app.live.turn().await;
     let earlier = all.releases.iter().filter(|other| other.sequence < release.sequence).take(BEFORE);

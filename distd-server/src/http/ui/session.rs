@@ -179,6 +179,13 @@ struct SignIn {
     has_provider: bool,
 }
 
+impl SignIn {
+    fn page(app: &App, back: String, problem: Option<String>) -> Page<Self> {
+        let (frame, has_provider) = (Frame::stranger("Sign in"), app.provider.is_some());
+        Page(Self { frame, back, problem, has_provider })
+    }
+}
+
 /// Page to which a person wanted to go.
 #[derive(Deserialize)]
 pub(super) struct Back {
@@ -204,8 +211,7 @@ pub(super) async fn form(
     State(app): State<Arc<App>>,
     PageQuery(Back { back }): PageQuery<Back>,
 ) -> Page<impl Template> {
-    let (frame, has_provider) = (Frame::stranger("Sign in"), app.provider.is_some());
-    Page(SignIn { frame, back: own(&back).to_owned(), problem: None, has_provider })
+    SignIn::page(&app, own(&back).to_owned(), None)
 }
 
 /// Begins a session of the API token in the form.
@@ -220,9 +226,8 @@ pub(super) async fn sign_in(
     let caller = match Caller::<AnyToken>::of_token(&app, token, on.authenticated.as_ref()).await {
         Ok(caller) => caller,
         Err(error) if error.status() == StatusCode::UNAUTHORIZED => {
-            let (frame, has_provider) = (Frame::stranger("Sign in"), app.provider.is_some());
-            let page = SignIn { frame, back, problem: Some(error.message().to_owned()), has_provider };
-            return Ok((StatusCode::UNAUTHORIZED, Page(page)).into_response());
+            let page = SignIn::page(&app, back, Some(error.message().to_owned()));
+            return Ok((StatusCode::UNAUTHORIZED, page).into_response());
         }
         Err(error) => return Err(error.into()),
     };

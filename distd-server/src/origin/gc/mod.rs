@@ -87,7 +87,7 @@ impl Origin {
         })
     }
 
-    /// What a collection would do at `now` that removes at most `removals_max` releases.
+    /// Plans a collection at `now` that removes at most `removals_max` releases.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -154,7 +154,7 @@ impl Origin {
                 if done != Collected::default() {
                     tracing::info!(?done, "collected");
                 }
-                // What one run leaves over waits an hour, not a whole period.
+                // Releases that one run leaves over wait an hour, not a whole period.
                 next = if done.later > 0 { period.min(3600) } else { period };
                 self.db.note_collection(now - period + next).await?;
             } else {

@@ -62,7 +62,7 @@ const ALGORITHMS: [Algorithm; 8] = [
 /// Settings of an OpenID provider: the file of the setting `oidc`, in TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProviderConfig {
+struct ProviderConfig {
     /// Address of the provider, as its tokens name it.
     issuer: String,
     /// Name under which the provider knows this origin.
@@ -114,7 +114,7 @@ pub enum ProviderError {
     Settings {
         /// The file.
         path: String,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// No answer.
@@ -131,7 +131,7 @@ pub enum ProviderError {
     Answer {
         /// The address.
         address: String,
-        /// What is wrong with it.
+        /// Its fault.
         what: String,
     },
     /// Too many people come back from the provider at once.
@@ -145,7 +145,7 @@ pub enum ProviderError {
     Token(String),
 }
 
-/// What a provider says of a person.
+/// A person, as the provider describes them.
 pub(super) struct Person {
     /// Name that the provider gives to nobody else.
     pub(super) subject: String,
@@ -178,7 +178,7 @@ pub struct Provider {
     codes: Semaphore,
 }
 
-/// What is known of a provider, and its last failure.
+/// Addresses and keys of a provider, and its last failure.
 #[derive(Default)]
 struct Remembered {
     known: Option<Known>,
