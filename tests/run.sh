@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
 . tests/lib/later_debian.sh
+. tests/lib/servers.sh
 
 quick=
 case "${1:-}" in
@@ -27,7 +28,7 @@ command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 work=$(mktemp -d); chmod 755 "$work"
 pids=()
 cleanup() {
-  if [ -n "${pg_bin:-}" ] && [ -d "$work/pg" ]; then as_postgres "$pg_bin/pg_ctl" -D "$work/pg" -m immediate stop >/dev/null 2>&1 || true; fi
+  stop_postgres
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   rm -rf "$work"
 }
@@ -51,25 +52,8 @@ echo "== documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked -q
 
 echo "== PostgreSQL and S3 for the contract tests"
-# PostgreSQL refuses to run as root.
-as_postgres() { if [ "$(id -u)" = 0 ]; then setpriv --reuid "$pg_user" --regid "$pg_user" --clear-groups "$@"; else "$@"; fi; }
-pg_bin=$(postgres_bin)
-pg_user=postgres; id "$pg_user" >/dev/null 2>&1 || pg_user=nobody
-mkdir "$work/pg"; [ "$(id -u)" != 0 ] || chown "$pg_user" "$work/pg"
-pg_port=$(free_port)
-as_postgres "$pg_bin/initdb" -D "$work/pg" -U distd -A trust >/dev/null
-as_postgres "$pg_bin/pg_ctl" -D "$work/pg" -w -o "-p $pg_port -k $work/pg -c listen_addresses=127.0.0.1 -c fsync=off" -l "$work/pg/log" start >/dev/null
-export DISTD_TEST_POSTGRES_URL="postgres://distd@127.0.0.1:$pg_port/postgres"
-
-python=$work/venv/bin/python
-python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q --disable-pip-version-check -r tests/python/requirements.txt
-s3_port=$(free_port)
-"$work/venv/bin/moto_server" -H 127.0.0.1 -p "$s3_port" >"$work/moto.log" 2>&1 & pids+=($!)
-export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test
-wait_for 30 curl -fs "http://127.0.0.1:$s3_port/moto-api/"
-curl -fs -X PUT "http://127.0.0.1:$s3_port/distd" >/dev/null
-export DISTD_TEST_S3_URL="s3://distd/contract?endpoint=http://127.0.0.1:$s3_port&region=us-east-1"
+start_postgres "$work"
+start_s3 "$work"; pids+=("$s3_pid")
 
 echo "== an outside TUF client on our repository"
 cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"

@@ -81,6 +81,10 @@ pub struct Values {
     pub name: Vec<String>,
     /// Whether HTTP is plain, on a loopback address only.
     pub http_plain: bool,
+    /// Whether other origins use the same database and store.
+    pub replica: bool,
+    /// Address at which the other replicas reach this one's HTTP side; `None`: `http`.
+    pub advertise: Option<SocketAddr>,
     /// Whether hawkBit's DDI is answered.
     pub ddi: bool,
     /// Address with which hrefs of DDI begin; empty: made from `name` or `http`.
@@ -142,6 +146,8 @@ impl Default for Values {
             quic: everywhere(QUIC_PORT),
             name: Vec::new(),
             http_plain: false,
+            replica: false,
+            advertise: None,
             ddi: false,
             ddi_url: String::new(),
             ddi_poll: DDI_POLL,
@@ -264,6 +270,27 @@ impl Settings {
                 "quic ({}): nodes are answered on UDP and TCP, and TCP {quic} is taken by http: choose another port",
                 settings.source("quic")
             ));
+        }
+        if settings.replica {
+            let source = settings.source("replica");
+            if crate::db::sqlite_path(&settings.db).is_some() {
+                problems.push(format!(
+                    "replica ({source}): only one process can use a SQLite database: name a PostgreSQL database with db"
+                ));
+            }
+            if crate::store::directory_of(&settings.store).is_some() {
+                problems.push(format!(
+                    "replica ({source}): only one process can use a directory as a store: name a bucket with store, as \
+                     in s3://BUCKET"
+                ));
+            }
+            if settings.advertise.is_none() && http.ip().is_unspecified() {
+                problems.push(format!(
+                    "replica ({source}): say at which address the other replicas reach this one: advertise = \
+                     \"ADDRESS:{}\"",
+                    http.port()
+                ));
+            }
         }
         let (keys, needed) = (settings.offline_root.len() as u64, settings.root_threshold.get());
         if keys > tuf::ROOT_KEYS_MAX {

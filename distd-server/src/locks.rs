@@ -2,7 +2,8 @@
 //!
 //! Two origins on one database or store would sweep away each other's uploads and sign metadata
 //! over each other's heads. A lock on a file ends with its process, however that ends; PostgreSQL's
-//! advisory lock ends with its session.
+//! advisory lock ends with its session. Replicas share the database's lock and elect a leader
+//! (docs/replicas.md); what must run alone is refused while they run.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +14,7 @@ use distd_peer::filesystem;
 use distd_peer::trust::files::{FileError, create_private_dir};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{DbError, SessionLock, sqlite_path};
+use crate::db::{DbError, LockKind, SessionLock, sqlite_path};
 use crate::origin::Places;
 
 /// Longest wait for a lock of PostgreSQL: a server may take seconds to notice that a killed process
@@ -38,6 +39,11 @@ pub enum LockError {
     /// Another process has the database.
     #[error("another distd-server uses the database {0}: stop it, or give this one another --db")]
     Database(String),
+    /// A process that works alone has the database.
+    #[error(
+        "a distd-server that works alone uses the database {0}: stop it, or start it with the setting replica too"
+    )]
+    NotShared(String),
     /// Another process has the store.
     #[error("another distd-server uses the store {}: stop it, or give this one another --store", .0.display())]
     Store(PathBuf),
@@ -64,7 +70,20 @@ impl Locks {
         create_private_dir(data)?;
         make_private(data).map_err(|e| LockError::File(data.clone(), e))?;
         let files = lock_files(places).into_iter().map(|(path, taken)| file(&path, taken));
-        Self::with(files.collect::<Result<_, _>>()?, places).await
+        Self::with(files.collect::<Result<_, _>>()?, places, LockKind::Alone).await
+    }
+
+    /// Takes the locks of a process that shares its database with others: that of the data
+    /// directory alone, and that of the database with them.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub async fn take_among_replicas(places: &Places) -> Result<Self, LockError> {
+        let data = &places.data;
+        create_private_dir(data)?;
+        make_private(data).map_err(|e| LockError::File(data.clone(), e))?;
+        let lock = file(&data.join("lock"), LockError::Data(data.clone()))?;
+        Self::with(vec![lock], places, LockKind::Shared).await
     }
 
     /// Takes the locks of these places for a command that only reads. The locks are refused while
@@ -76,16 +95,16 @@ impl Locks {
     pub async fn share(places: &Places) -> Result<Self, LockError> {
         let files =
             lock_files(places).into_iter().filter_map(|(path, taken)| shared(&path, taken).transpose());
-        Self::with(files.collect::<Result<_, _>>()?, places).await
+        Self::with(files.collect::<Result<_, _>>()?, places, LockKind::Alone).await
     }
 
     /// Takes the lock of the database too, where that is PostgreSQL.
-    async fn with(files: Vec<File>, places: &Places) -> Result<Self, LockError> {
+    async fn with(files: Vec<File>, places: &Places, kind: LockKind) -> Result<Self, LockError> {
         let lost = CancellationToken::new();
         let mut keeper = None;
         if sqlite_path(&places.db).is_none() {
-            let lock = wait_for(&places.db).await?;
-            keeper = Some(tokio::spawn(keep(lock, places.db.clone(), lost.clone())));
+            let lock = wait_for(&places.db, kind).await?;
+            keeper = Some(tokio::spawn(keep(lock, (places.db.clone(), kind), lost.clone())));
         }
         Ok(Self { _files: files, lost, keeper })
     }
@@ -152,14 +171,18 @@ fn file(path: &Path, taken: LockError) -> Result<File, LockError> {
     locked.ok_or(taken)
 }
 
-async fn wait_for(address: &str) -> Result<SessionLock, LockError> {
+async fn wait_for(address: &str, kind: LockKind) -> Result<SessionLock, LockError> {
     let until = tokio::time::Instant::now() + WAIT;
     loop {
-        if let Some(lock) = SessionLock::try_take(address).await? {
+        if let Some(lock) = SessionLock::try_take(address, kind).await? {
             return Ok(lock);
         }
         if tokio::time::Instant::now() >= until {
-            return Err(LockError::Database(crate::db::redact(address)));
+            let address = crate::db::redact(address);
+            return Err(match kind {
+                LockKind::Alone => LockError::Database(address),
+                LockKind::Shared => LockError::NotShared(address),
+            });
         }
         tokio::time::sleep(LOOK / 4).await;
     }
@@ -167,7 +190,7 @@ async fn wait_for(address: &str) -> Result<SessionLock, LockError> {
 
 /// Watches a lock that ends with its connection: takes it again when the server comes back, and
 /// cancels `lost` when another process was faster.
-async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
+async fn keep(mut lock: SessionLock, (address, kind): (String, LockKind), lost: CancellationToken) {
     loop {
         tokio::time::sleep(LOOK).await;
         if lock.is_held().await {
@@ -175,7 +198,7 @@ async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
         }
         tracing::warn!("the connection that holds the database's lock broke off");
         lock = loop {
-            match SessionLock::try_take(&address).await {
+            match SessionLock::try_take(&address, kind).await {
                 Ok(Some(lock)) => break lock,
                 Ok(None) => {
                     tracing::error!("another distd-server has taken the database over");

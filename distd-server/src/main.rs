@@ -12,9 +12,11 @@ use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_server::config::{self, ENV_CONFIG, Settings, parse_bundle_validity, parse_validity};
 use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::{OwnerError, Places};
+use distd_server::replica::{CHANGE, Replica};
 use distd_server::run::{self, Overtaken, Running, STOP};
 use distd_server::signer;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 /// The origin of distd: takes releases in, signs them, serves them.
@@ -31,6 +33,9 @@ enum Command {
     ///
     /// Ends with 3 when another distd-server has taken the database or the store over.
     Serve(Box<ServeArgs>),
+    /// Make patch sets for origins on other machines, which share their PostgreSQL database and
+    /// their bucket, until stopped. Any number of workers can run.
+    Work(Box<WorkArgs>),
     /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin
     /// must not run.
     ///
@@ -218,6 +223,28 @@ impl TableOptions for PlaceOptions {
     }
 }
 
+/// Settings of a worker.
+enum WorkOptions {}
+
+impl TableOptions for WorkOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        [
+            "data",
+            "db",
+            "store",
+            "zstd_level",
+            "solid_sets",
+            "patch_threads",
+            "patch_level",
+            "patch_memory_mib",
+        ]
+        .contains(&key)
+    }
+}
+
 /// Settings on the command line. Each can also be set in the environment or in the --config file.
 #[derive(Args)]
 struct SettingArgs<T: TableOptions> {
@@ -249,6 +276,12 @@ struct ServeArgs {
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
+}
+
+#[derive(Args)]
+struct WorkArgs {
+    #[command(flatten)]
+    settings: SettingArgs<WorkOptions>,
 }
 
 /// The address under which this machine reaches what listens on `address`.
@@ -381,6 +414,7 @@ async fn root(command: RootCommand) -> anyhow::Result<()> {
 async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(*args).await?,
+        Command::Work(args) => work(*args).await?,
         Command::Fsck(args) => return fsck(args).await,
         Command::Backup { to, places } => backup(&to, &places.places()?).await?,
         Command::Restore { from, places } => restore(&from, &places.places()?).await?,
@@ -428,6 +462,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for signals")?;
     let program = std::env::current_exe().context("could not find this program, which is the signer too")?;
     let places = settings.places_with_signer(program);
+    if settings.replica {
+        return serve_among_replicas(settings, places, terminate, interrupt).await;
+    }
     let started = tokio::select! {
         started = run::start_at(&settings, &places) => started,
         // Nothing was promised to anyone yet.
@@ -456,6 +493,66 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     overtaken.map_or(Ok(()), |overtaken| Err(overtaken.into()))
+}
+
+/// Makes patch sets until a signal comes.
+async fn work(args: WorkArgs) -> anyhow::Result<()> {
+    let settings = args.settings.settings()?;
+    let mut terminate = signal(SignalKind::terminate()).context("could not listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for signals")?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.cancel();
+    });
+    let ready = |id: &str| {
+        // A reader that is gone has no use for the line.
+        let _ = writeln!(std::io::stdout(), "worker {id} makes patch sets");
+    };
+    Ok(distd_server::work::work(&settings, &stop, ready).await?)
+}
+
+/// Serves as one of several origins, which leads or follows by turns.
+async fn serve_among_replicas(
+    settings: Settings,
+    places: Places,
+    mut terminate: Signal,
+    mut interrupt: Signal,
+) -> anyhow::Result<()> {
+    let mut replica = Replica::join(settings, places).await?;
+    loop {
+        let running = tokio::select! {
+            running = replica.start() => running?,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        announce(&running).context("could not write to standard output")?;
+        let ended = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            changed = replica.changes(&running) => Some(changed),
+        };
+        let Some(changed) = ended else {
+            tracing::info!("stopping");
+            tokio::select! {
+                _ = running.stop(STOP) => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            break;
+        };
+        running.stop(CHANGE).await;
+        if let Err(overtaken) = changed {
+            replica.leave().await;
+            return Err(overtaken.into());
+        }
+    }
+    replica.leave().await;
+    Ok(())
 }
 
 /// Runs as the signer, in one thread.

@@ -20,12 +20,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::db::{ApiTokenRow, DbError};
-use crate::http::{self, App, Scope};
+use crate::db::{ApiTokenRow, DbError, LeaderRow};
+use crate::http::{self, App, Passing, ReplicaHttp, Scope};
 use crate::ingest::{IngestError, SweepScope};
 use crate::locks::{LockError, Locks};
-use crate::origin::{OpenError, Origin, OriginContent, OwnerError, Places, signed};
+use crate::origin::{OpenError, Origin, OriginContent, OwnerError, Part, Places, SeenElsewhere, signed};
 use crate::publisher::Products;
+use crate::replica::ReplicaError;
 
 /// Time that running requests have after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
@@ -33,6 +34,9 @@ pub const STOP: Duration = Duration::from_secs(10);
 /// Time between two looks at changes by other processes: a revocation counts within the minute
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
+
+/// Time between two looks at what other replicas have changed.
+const ELSEWHERE_EVERY: Duration = Duration::from_secs(2);
 
 /// Time between two tries to count the devices of each version.
 const HISTORY: Duration = Duration::from_secs(60);
@@ -59,6 +63,12 @@ pub enum StartError {
     /// Another process has the lock.
     #[error("another distd-server uses {}: stop it, or give this one another --data directory", .0.display())]
     InUse(PathBuf),
+    /// This process cannot be a replica.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// Requests could not be passed on.
+    #[error("could not make the client that passes requests on")]
+    Passing(#[source] reqwest::Error),
     /// The origin cannot be opened.
     #[error("could not open the origin")]
     Open(#[from] OpenError),
@@ -92,6 +102,26 @@ pub enum StartError {
     PlainHttp(SocketAddr),
 }
 
+impl From<LockError> for StartError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Data(path) => Self::InUse(path),
+            error => Self::Lock(error),
+        }
+    }
+}
+
+/// An origin that several tasks share.
+pub type SharedOrigin = Arc<Origin>;
+
+/// Part of a process among replicas, as far as other processes see it.
+pub(crate) enum ReplicaPart {
+    /// It leads, and is passed requests with this secret.
+    Leads(String),
+    /// It passes requests on to the one that leads.
+    Follows(watch::Receiver<Option<LeaderRow>>),
+}
+
 /// A running origin.
 pub struct Running {
     /// Address of HTTP(S).
@@ -113,7 +143,8 @@ pub struct Running {
     patches: JoinHandle<()>,
     stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
-    locks: Locks,
+    /// Locks of an origin that is alone.
+    locks: Option<Locks>,
 }
 
 /// The part of an origin that another process has taken over.
@@ -150,12 +181,40 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     if plain && !settings.http.ip().is_loopback() {
         return Err(StartError::PlainHttp(settings.http));
     }
-    let locks = Locks::take(places).await.map_err(|error| match error {
-        LockError::Data(path) => StartError::InUse(path),
-        error => StartError::Lock(error),
-    })?;
-    let origin = Origin::open(places, settings.tuning()).await?;
-    let admin_token = first_token(&origin, &settings.data).await?;
+    let locks = Locks::take(places).await?;
+    start_part(settings, places, (Part::Alone, None), Some(locks)).await
+}
+
+/// Starts one of several origins, whose locks the caller holds.
+pub(crate) async fn start_among_replicas(
+    settings: &Settings,
+    places: &Places,
+    part: Part,
+    replica: ReplicaPart,
+) -> Result<Running, StartError> {
+    start_part(settings, places, (part, Some(replica)), None).await
+}
+
+async fn start_part(
+    settings: &Settings,
+    places: &Places,
+    (part, replica): (Part, Option<ReplicaPart>),
+    locks: Option<Locks>,
+) -> Result<Running, StartError> {
+    let plain = settings.http_plain;
+    let origin = Origin::open_as(places, settings.tuning(), part).await?;
+    let admin_token = match part {
+        Part::Alone | Part::Leads(_) => first_token(&origin, &settings.data).await?,
+        Part::Follows => None,
+    };
+    let replica = match replica {
+        None => None,
+        Some(ReplicaPart::Leads(secret)) => Some(ReplicaHttp::Leads(secret)),
+        Some(ReplicaPart::Follows(leader)) => {
+            let passing = Passing::new(leader, origin.realm().ca_fingerprint(), plain);
+            Some(ReplicaHttp::Follows(passing.map_err(StartError::Passing)?))
+        }
+    };
 
     let listener = listen(settings).await?;
     let http = listener.local_addr().map_err(|e| StartError::Http(settings.http, e))?;
@@ -176,13 +235,16 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         tracing::warn!("this distd-server has no web page: the setting oidc has no effect");
     }
     let options = http::HttpOptions {
+        replica,
         ddi: settings.ddi_options(http),
         #[cfg(feature = "ui")]
         provider: settings.oidc.as_deref().map(http::Provider::open).transpose()?,
     };
 
     // Nothing can keep this process from serving any more: only now are objects deleted.
-    origin.sweep_at_start().await?;
+    if part != Part::Follows {
+        origin.sweep_at_start().await?;
+    }
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
     let revoked = origin.revoked().clone();
@@ -203,20 +265,8 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         http_task: tokio::spawn(http::serve(listener, tls, app.clone(), stopped)),
         quic_task: tokio::spawn(server.clone().run(endpoint.clone())),
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
-        maintenance: {
-            let (origin, same, driven, counted) =
-                (origin.clone(), origin.clone(), origin.clone(), origin.clone());
-            tokio::spawn(async move {
-                tokio::join!(
-                    maintain(origin),
-                    watch(same.clone()),
-                    watch_owner(same),
-                    driven.drive_rollouts(),
-                    count_history(counted)
-                );
-            })
-        },
-        patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
+        maintenance: tokio::spawn(look_after(origin.clone(), part)),
+        patches: tokio::spawn(make_patches(origin.clone(), part, stop_patches.clone())),
         stop_patches,
         origin,
         app,
@@ -230,8 +280,14 @@ impl Running {
     /// Waits until another process has taken the database or the store over: this one must end
     /// then.
     pub async fn overtaken(&self) -> Overtaken {
+        let lost = async {
+            match &self.locks {
+                Some(locks) => locks.lost().cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = self.locks.lost().cancelled_owned() => Overtaken::Database,
+            () = lost => Overtaken::Database,
             () = self.origin.overtaken() => Overtaken::Store,
         }
     }
@@ -310,6 +366,62 @@ async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
             TcpListener::bind(address).await.map_err(|e| StartError::Http(address, e))
         }
         other => other.map_err(|e| StartError::Http(address, e)),
+    }
+}
+
+/// Does what an origin does by itself, for as long as it runs.
+async fn look_after(origin: Arc<Origin>, part: Part) {
+    match part {
+        Part::Alone => lead(origin).await,
+        Part::Leads(_) => {
+            tokio::join!(lead(origin.clone()), look_elsewhere(origin));
+        }
+        Part::Follows => {
+            tokio::join!(follow(origin.clone()), look_elsewhere(origin));
+        }
+    }
+}
+
+async fn lead(origin: Arc<Origin>) {
+    tokio::join!(
+        maintain(origin.clone()),
+        watch(origin.clone()),
+        watch_owner(origin.clone()),
+        origin.drive_rollouts(),
+        count_history(origin.clone())
+    );
+}
+
+/// Makes patch sets, and lists those that workers have made.
+async fn make_patches(origin: Arc<Origin>, part: Part, stop: CancellationToken) {
+    match part {
+        Part::Alone => origin.make_patches(stop).await,
+        Part::Leads(_) => {
+            tokio::join!(origin.clone().make_patches(stop.clone()), origin.list_sets_of_workers(&stop));
+        }
+        Part::Follows => {}
+    }
+}
+
+/// Notices what other processes have changed.
+async fn look_elsewhere(origin: Arc<Origin>) {
+    let mut seen = SeenElsewhere::default();
+    loop {
+        origin.look_elsewhere(&mut seen).await;
+        tokio::time::sleep(ELSEWHERE_EVERY).await;
+    }
+}
+
+/// Looks after an origin that does not lead.
+async fn follow(origin: Arc<Origin>) {
+    loop {
+        if let Err(error) = origin.renew_certificate() {
+            tracing::error!(error = %Chain(&error), "the origin's certificate was not renewed");
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+        if let Err(error) = origin.refresh_revoked().await {
+            tracing::warn!(error = %Chain(&error), "revoked nodes could not be read");
+        }
     }
 }
 

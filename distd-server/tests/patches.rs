@@ -25,7 +25,8 @@ use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_server::config::{CommandLine, Settings};
 use distd_server::db::{
-    ChannelMove, Db, Location, MadeSet, MoveBy, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind,
+    ChannelMove, Db, HELD_SECONDS, Location, MadeSet, Maker, MoveBy, NodeRow, PatchSetRow, PatchSetState,
+    ReleaseRow, SetKind,
 };
 use distd_server::ingest::{FileHandle, FileRequest};
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
@@ -77,11 +78,12 @@ on_every_back_end! {
         db.queue_patch_set(&two, &three, "ci", NOW + 1).await.expect("queue");
         assert_eq!(db.patch_sets_waiting().await.expect("count"), 2);
 
-        let taken = db.take_patch_set(SetKind::Pair, NOW + 2).await.expect("take").expect("a queued set");
+        let origin = Maker::default();
+        let taken = db.take_patch_set(SetKind::Pair, &origin, NOW + 2).await.expect("take").expect("a queued set");
         assert_eq!((&taken.key, taken.state, taken.started), (&row.key, PatchSetState::Building, Some(NOW + 2)));
         // The origin ended here. The next start queues the set again.
-        assert_eq!(db.requeue_patch_sets().await.expect("requeue"), 1);
-        let taken = db.take_patch_set(SetKind::Pair, NOW + 3).await.expect("take").expect("a queued set");
+        assert_eq!(db.requeue_patch_sets(NOW + 2).await.expect("requeue"), 1);
+        let taken = db.take_patch_set(SetKind::Pair, &origin, NOW + 3).await.expect("take").expect("a queued set");
         assert_eq!(taken.key, row.key);
 
         let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
@@ -92,7 +94,7 @@ on_every_back_end! {
         let ids = tx.give_ids(&[(hash, at(0)), (other, at(5))]).await.expect("give");
         let set = ManifestId([9; 32]);
         let made = MadeSet { set: Some(set), bytes: 10, packed: 70, patches: 1 };
-        assert!(tx.finish(&row.key, &made).await.expect("finish"));
+        assert!(tx.finish(&row.key, &origin, &made).await.expect("finish"));
 
         assert_eq!(db.last_chunk_id().await.expect("counter"), ids[1].0);
         assert_eq!(db.chunk_ids(&[other, hash]).await.expect("ids"), [Some(ids[1]), Some(ids[0])]);
@@ -111,16 +113,51 @@ on_every_back_end! {
         assert_eq!(versions, ["3", "2"]);
     }
 
+    async fn a_set_that_a_worker_does_not_hold_any_more_goes_to_another(world: World) {
+        let db = &world.db;
+        let os = product(db).await;
+        let (row, _) =
+            db.queue_patch_set(&release(&os, "1", 1), &release(&os, "2", 2), "ci", NOW).await.expect("queue");
+        let (one, two) = (Maker("one".to_owned()), Maker("two".to_owned()));
+        let take = async |by: &Maker, at| {
+            let taken = db.take_patch_set(SetKind::Pair, by, at).await.expect("take");
+            taken.map(|taken| taken.key)
+        };
+        let hold = async |by: &Maker, at| db.hold_patch_set(&row.key, by, at).await.expect("hold");
+        assert_eq!(take(&one, NOW).await.as_ref(), Some(&row.key));
+        assert_eq!(take(&two, NOW + HELD_SECONDS).await, None, "it is held");
+        assert!(hold(&one, NOW + HELD_SECONDS).await);
+        // A start of the origin takes nothing from a worker that holds it.
+        assert_eq!(db.requeue_patch_sets(NOW + HELD_SECONDS).await.expect("requeue"), 0);
+        let later = NOW + 2 * HELD_SECONDS + 1;
+        assert_eq!(take(&two, later).await.as_ref(), Some(&row.key), "it was held no more");
+        assert!(!hold(&one, later).await && hold(&two, later).await);
+
+        let set = MadeSet { set: Some(ManifestId([9; 32])), bytes: 10, packed: 70, patches: 1 };
+        let finish = async |by: &Maker| {
+            let tx = db.begin_patch_set(later).await.expect("begin");
+            tx.finish(&row.key, by, &set).await.expect("finish")
+        };
+        db.fail_patch_set(&row.key, &one, "too late", later).await.expect("fail");
+        assert!(!finish(&one).await, "it is another's");
+        assert!(finish(&two).await);
+        // The signed list does not name it yet.
+        assert_eq!(db.products_to_list().await.expect("products"), std::slice::from_ref(&os));
+        assert_eq!(db.sets_to_list(&os).await.expect("sets"), std::slice::from_ref(&row.key));
+        db.sets_are_listed(&[row.key]).await.expect("listed");
+        assert!(db.products_to_list().await.expect("products").is_empty());
+    }
+
     async fn a_failed_set_is_tried_again_on_request(world: World) {
         let db = &world.db;
         let os = product(db).await;
         let (one, two) = (release(&os, "1", 1), release(&os, "2", 2));
         let (row, _) = db.queue_patch_set(&one, &two, "ci", NOW).await.expect("queue");
         // Only a set that is being made can fail.
-        db.fail_patch_set(&row.key, "early", NOW).await.expect("fail");
-        assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_some());
-        assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_none());
-        db.fail_patch_set(&row.key, "a chunk is damaged", NOW + 1).await.expect("fail");
+        db.fail_patch_set(&row.key, &Maker::default(), "early", NOW).await.expect("fail");
+        assert!(db.take_patch_set(SetKind::Pair, &Maker::default(), NOW).await.expect("take").is_some());
+        assert!(db.take_patch_set(SetKind::Pair, &Maker::default(), NOW).await.expect("take").is_none());
+        db.fail_patch_set(&row.key, &Maker::default(), "a chunk is damaged", NOW + 1).await.expect("fail");
         let failed = db.patch_set(&row.key).await.expect("row").expect("there");
         assert_eq!((failed.state, failed.error.as_deref()), (PatchSetState::Failed, Some("a chunk is damaged")));
         let (row, queued) = db.queue_patch_set(&one, &two, "ci", NOW + 2).await.expect("queue");
@@ -136,13 +173,13 @@ on_every_back_end! {
         let pack = tx.record_pack("packs/aa/one", 10).await.expect("pack");
         let at = Location { pack, offset: 0, stored_len: 5, raw_len: 5, codec: Codec::Raw };
         tx.give_ids(&[(ChunkHash([7; 32]), at)]).await.expect("give");
-        assert!(!tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
+        assert!(!tx.finish(&row.key, &Maker::default(), &MadeSet::default()).await.expect("finish"));
         assert_eq!(db.last_chunk_id().await.expect("counter"), 0);
         assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [false]);
         // A set without patches is a result, too.
-        db.take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("a queued set");
+        db.take_patch_set(SetKind::Pair, &Maker::default(), NOW).await.expect("take").expect("a queued set");
         let tx = db.begin_patch_set(NOW).await.expect("begin");
-        assert!(tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
+        assert!(tx.finish(&row.key, &Maker::default(), &MadeSet::default()).await.expect("finish"));
         let done = db.patch_set(&row.key).await.expect("row").expect("there");
         assert_eq!((done.state, done.set), (PatchSetState::Ready, None));
         assert!(db.patch_sets_usable(&os, 64).await.expect("usable").is_empty());
@@ -469,8 +506,13 @@ async fn interrupted_making_is_repeated_and_leaves_nothing_behind() {
     let from = realm.push("1", &old).await;
     let to = realm.push("2", &edited(&old)).await;
     // A stopped maker deletes the packs that it has stored.
-    let row =
-        realm.origin.db().take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("a queued set");
+    let row = realm
+        .origin
+        .db()
+        .take_patch_set(SetKind::Pair, &Maker::default(), NOW)
+        .await
+        .expect("take")
+        .expect("a queued set");
     let stop = CancellationToken::new();
     stop.cancel();
     assert!(realm.origin.patches().make(&row, &stop).await.is_err());

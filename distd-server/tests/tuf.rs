@@ -17,8 +17,8 @@ use distd_peer::trust::tuf::{
 };
 use distd_server::signer::KeyHolder;
 use distd_server::tuf::{
-    Answerer, Change, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
-    TufRepository, release_roles,
+    Answerer, Change, DirStore, MetadataStore, Options, PublishError, Published, RepositoryError,
+    RotatableRole, SharedStore, StoreError, TufRepository, release_roles,
 };
 use tuf_cases::{DAY, channel_doc, move_channel, name, open, publish, root_node};
 
@@ -444,6 +444,8 @@ struct Counting {
     writes: AtomicU64,
 }
 
+impl SharedStore for Counting {}
+
 #[async_trait]
 impl MetadataStore for Counting {
     async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
@@ -563,6 +565,8 @@ struct Killed {
     writes_left: AtomicU64,
 }
 
+impl SharedStore for Killed {}
+
 #[async_trait]
 impl MetadataStore for Killed {
     async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
@@ -622,6 +626,102 @@ async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_can
         if finished {
             assert!(writes > 20, "the test has more writes than that");
             break;
+        }
+    }
+}
+
+/// Store of a process that stands still before it writes a file of one name.
+struct Frozen {
+    inner: DirStore,
+    /// Part of the name.
+    before: &'static str,
+    reached: tokio::sync::Semaphore,
+    goes_on: tokio::sync::Semaphore,
+}
+
+impl Frozen {
+    async fn pause(&self, name: &str) {
+        if name.contains(self.before) {
+            self.reached.add_permits(1);
+            self.goes_on.acquire().await.unwrap().forget();
+        }
+    }
+}
+
+#[async_trait]
+impl SharedStore for Frozen {
+    async fn put_new(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        self.pause(name).await;
+        self.inner.put_new(name, bytes).await
+    }
+    async fn put_over(&self, name: &str, bytes: Bytes, before: Option<&Bytes>) -> Result<bool, StoreError> {
+        self.pause(name).await;
+        self.inner.put_over(name, bytes, before).await
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Frozen {
+    async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(name).await
+    }
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.inner.put(name, bytes).await
+    }
+    async fn list(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.list().await
+    }
+    async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.inner.delete(name).await
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_before_a_write_harms_nothing_that_another_one_published() {
+    // A release and a channel: every role but the targets is written.
+    for before in ["releases-", "channels", "snapshot", "timestamp"] {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("repo");
+        let other = open(dir.path(), now()).await;
+        publish(&other, "1", 1, now()).await;
+        move_channel(&other, "1", 1, 1, now()).await;
+        let store = Arc::new(Frozen {
+            inner: DirStore::new(&at),
+            before,
+            reached: tokio::sync::Semaphore::new(0),
+            goes_on: tokio::sync::Semaphore::new(0),
+        });
+        let keys = KeyHolder::in_dir(dir.path());
+        let frozen = TufRepository::open(store.clone(), &keys, Options::default(), now()).await.unwrap();
+        let release = Change::SetRelease {
+            product: name("os"),
+            version: name("2"),
+            root_node: root_node(2).0,
+            custom: serde_json::Map::new(),
+        };
+        let channel =
+            Change::SetChannel { product: name("os"), channel: name("stable"), json: channel_doc("2", 2, 3) };
+        let changes = vec![release, channel];
+        let meanwhile = async {
+            store.reached.acquire().await.unwrap().forget();
+            publish(&other, "3", 3, now()).await;
+            move_channel(&other, "3", 3, 2, now()).await;
+            store.goes_on.add_permits(1000);
+        };
+        let (applied, ()) = tokio::join!(frozen.apply(changes.clone(), now()), meanwhile);
+        let elsewhere = matches!(applied, Err(PublishError::Repository(RepositoryError::PublishedElsewhere)));
+        assert!(elsewhere, "{before}: {applied:?}");
+        let device = device(&at.join("1.root.json"));
+        for (wanted, version) in [("os@1", "1"), ("os@3", "3"), ("os:stable", "3")] {
+            let resolved = device.get(Honest::over(&at), wanted).await.unwrap();
+            assert_eq!(resolved.version.as_str(), version, "{before}");
+        }
+        assert!(device.get(Honest::over(&at), "os@2").await.is_err(), "{before}");
+        // The same call again continues from what the other one published.
+        frozen.apply(changes, now()).await.unwrap();
+        for (wanted, version) in [("os@2", "2"), ("os@3", "3"), ("os:stable", "2")] {
+            let resolved = device.get(Honest::over(&at), wanted).await.unwrap();
+            assert_eq!(resolved.version.as_str(), version, "{before}");
         }
     }
 }

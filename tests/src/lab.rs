@@ -142,6 +142,18 @@ impl Daemon {
         self.child.wait().expect("wait for the daemon");
     }
 
+    /// Waits until the daemon has ended by itself.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn wait(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().expect("look at the daemon").is_none() {
+            assert!(Instant::now() < deadline, "the daemon does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Peak resident memory so far, bytes.
     ///
     /// # Panics

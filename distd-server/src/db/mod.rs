@@ -28,6 +28,7 @@ mod identity;
 mod ids;
 mod join_tokens;
 mod labels;
+mod lead;
 mod lock;
 mod moves;
 mod nodes;
@@ -39,6 +40,7 @@ mod quotas;
 mod receipts;
 mod release_pins;
 mod releases;
+mod replicas;
 mod reports;
 mod restore;
 mod retention;
@@ -72,16 +74,20 @@ pub use history::HistoryRow;
 pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, join_token_id};
 pub use labels::{ChangeLabels, MemberRow};
-pub use lock::SessionLock;
+pub use lead::{LeaderRow, TERM, Term};
+pub use lock::{LockKind, SessionLock};
 pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes, PackUsage};
-pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
+pub use patch_sets::{
+    HELD_SECONDS, MadeSet, Maker, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind,
+};
 pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
 pub use quotas::{OverQuota, QuotaOf, QuotaRow};
 pub use receipts::{LogRow, NodeLogRow, RECEIPTS_PER_DAY_MAX, RECEIPTS_PER_NODE_MAX};
 pub use releases::ReleaseRow;
+pub use replicas::ReplicaRow;
 pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
 pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
@@ -189,6 +195,8 @@ enum Engine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     Write,
+    /// As [`Write`](Self::Write), while no later leader than this one has begun.
+    Lead(u64),
     /// The database refuses every write.
     Read,
 }
@@ -217,6 +225,17 @@ impl Db {
     /// [`DbError`].
     pub async fn open(address: &str) -> Result<Self, DbError> {
         let db = Self::connect(address, Access::Write).await?;
+        migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        Ok(db)
+    }
+
+    /// As [`open`](Self::open), for the leader with the term `epoch`: its connections end, and no
+    /// new ones are made, once another process leads.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_leading(address: &str, epoch: u64) -> Result<Self, DbError> {
+        let db = Self::connect(address, Access::Lead(epoch)).await?;
         migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
         Ok(db)
     }
@@ -292,7 +311,13 @@ impl Db {
             Some(("sqlite", path)) if !path.is_empty() => {
                 (Engine::Sqlite, sqlite_url(path, address, access)?)
             }
-            Some(("postgres" | "postgresql", _)) => (Engine::Postgres, address.to_owned()),
+            Some(("postgres" | "postgresql", _)) => {
+                let url = match access {
+                    Access::Lead(epoch) => lead::leading(address, epoch)?,
+                    Access::Write | Access::Read => address.to_owned(),
+                };
+                (Engine::Postgres, url)
+            }
             _ => return Err(DbError::Address(redact(address))),
         };
         let open = |cause| DbError::Open { address: redact(address), cause };
@@ -315,6 +340,9 @@ impl Db {
                         }
                         (Engine::Postgres, Access::Read) => {
                             connection.execute(POSTGRES_READ_ONLY.into_raw()).await?;
+                        }
+                        (Engine::Postgres, Access::Lead(epoch)) => {
+                            lead::check_epoch(connection, epoch).await?;
                         }
                         (Engine::Postgres, Access::Write) => {}
                     }
@@ -350,7 +378,7 @@ impl Db {
 
     /// Says that labels, groups, grants or revocations have changed. Called after the commit: a
     /// reader that is woken finds the change.
-    fn note_fleet_change(&self) {
+    pub(crate) fn note_fleet_change(&self) {
         self.fleet.send_modify(|changes| *changes += 1);
     }
 
@@ -439,7 +467,7 @@ fn sqlite_url(path: &str, address: &str, access: Access) -> Result<String, DbErr
         }
     }
     url.push_str(match access {
-        Access::Write => "?mode=rwc",
+        Access::Write | Access::Lead(_) => "?mode=rwc",
         // A connection that may not write the file leaves a log that a killed process has left as
         // it is. Where there is no log it could not remove the one that SQLite makes for readers.
         Access::Read if Path::new(&format!("{path}-wal")).exists() => "?mode=ro",
@@ -497,6 +525,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0018_ddi"),
     migration!("0019_web"),
     migration!("0020_space"),
+    migration!("0021_replicas"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -678,6 +707,7 @@ mod tests {
             ("ddi", "e5d9e856d46e2896", "15efb6932eda6de0"),
             ("web", "c3b1f286c09c0779", "253fa87d985f839f"),
             ("space", "b0c85ce1983e5f80", "b0c85ce1983e5f80"),
+            ("replicas", "3f8f6da8e8cf47e8", "3f8f6da8e8cf47e8"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -2,7 +2,9 @@
 //!
 //! Table `patch_sets`: pairs of manifests of a product: queued, building, ready or failed, and the
 //! manifest of the set (docs/store.md, "Patch sets"); `removing` while its bytes are on their way
-//! out.
+//! out; while it is being made `worker`, the process that makes it (empty: the origin), and
+//! `held_until`, the time at which another process may take it; `unlisted` until the list that
+//! devices read is signed with it.
 
 pub use distd_core::api::PatchSetState;
 use distd_core::names::Name;
@@ -11,10 +13,28 @@ use sqlx::any::AnyRow;
 
 use super::ids::IdTx;
 use super::row::{Columns, signed};
-use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, doomed, failed};
+use super::{Db, DbError, Engine, Location, PackId, ReleaseRow, UnixSeconds, doomed, failed};
 
 /// Rows of one listing.
 const ROWS_MAX: i64 = 1000;
+
+/// Time after which another process may take a set that a worker does not hold any more, seconds.
+pub const HELD_SECONDS: i64 = 60;
+
+/// Condition of a set that waits to be made at the time in this parameter: queued, or lost by its
+/// worker.
+fn waits(now: &str) -> String {
+    format!("(state = 'queued' OR (state = 'building' AND worker <> '' AND held_until < {now}))")
+}
+
+/// Condition of a set that the maker in this parameter makes.
+fn made_by(maker: &str) -> String {
+    format!("state = 'building' AND worker = {maker}")
+}
+
+/// Name of a process that makes patch sets; empty for the origin that leads, of which there is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Maker(pub String);
 
 /// Start of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,49 +191,139 @@ impl Db {
         Ok((row, queued + kept > 0))
     }
 
-    /// Takes the set of a kind that has waited longest; it is `building` from then on.
+    /// Takes the set of a kind that has waited longest for `maker`; it is `building` from then on.
+    /// A set that a worker has not [held](Self::hold_patch_set) any more waits, too.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn take_patch_set(
         &self,
         kind: SetKind,
+        maker: &Maker,
         now: UnixSeconds,
     ) -> Result<Option<PatchSetRow>, DbError> {
         let what = "take a patch set from the queue";
         let mut tx = self.begin_write().await?;
         let sql = format!(
-            "SELECT {COLUMNS} FROM patch_sets WHERE state = 'queued' AND from_version {} '' \
-             ORDER BY created, product, to_version, from_version LIMIT 1",
+            "SELECT {COLUMNS} FROM patch_sets WHERE {} AND from_version {} '' \
+             ORDER BY created, product, to_version, from_version LIMIT 1{}",
+            waits("$1"),
             match kind {
                 SetKind::Pair => "<>",
                 SetKind::Solid => "=",
+            },
+            match self.engine {
+                Engine::Sqlite => "",
+                // Workers that ask at once get one set each.
+                Engine::Postgres => " FOR UPDATE SKIP LOCKED",
             }
         );
-        let row =
-            sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_optional(&mut *tx).await.map_err(failed(what))?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed(what))?;
         let Some(row) = row.as_ref().map(read).transpose().map_err(failed(what))? else { return Ok(None) };
-        // The WHERE lets only one of two replicas that saw the same row take it.
+        // The WHERE lets only one of two processes that saw the same row take it.
         let sql = format!(
-            "UPDATE patch_sets SET state = 'building', started = $4 WHERE {KEY} AND state = 'queued'"
+            "UPDATE patch_sets SET state = 'building', started = $4, worker = $5, held_until = $6 \
+             WHERE {KEY} AND {}",
+            waits("$4")
         );
-        let taken = with_key(sql, &row.key).bind(now).execute(&mut *tx).await.map_err(failed(what))?;
+        let taken = with_key(sql, &row.key)
+            .bind(now)
+            .bind(maker.0.clone())
+            .bind(now + HELD_SECONDS)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         let taken = taken.rows_affected() == 1;
         Ok(taken.then_some(PatchSetRow { state: PatchSetState::Building, started: Some(now), ..row }))
     }
 
-    /// Puts sets whose making was cut off back into the queue. Returns their number.
+    /// Says that `maker` still makes a set; `false` when it is another's by now, or gone. A worker
+    /// that does not say so for [`HELD_SECONDS`] loses it.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn requeue_patch_sets(&self) -> Result<u64, DbError> {
+    pub async fn hold_patch_set(
+        &self,
+        key: &PatchSetKey,
+        maker: &Maker,
+        now: UnixSeconds,
+    ) -> Result<bool, DbError> {
+        let sql = format!("UPDATE patch_sets SET held_until = $4 WHERE {KEY} AND {}", made_by("$5"));
+        let done = with_key(sql, key)
+            .bind(now + HELD_SECONDS)
+            .bind(maker.0.clone())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("record that a patch set is being made"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Puts a set that `maker` took and does not make back into the queue.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn give_back_patch_set(&self, key: &PatchSetKey, maker: &Maker) -> Result<(), DbError> {
+        let sql = format!(
+            "UPDATE patch_sets SET state = 'queued', started = NULL WHERE {KEY} AND {}",
+            made_by("$4")
+        );
+        let done = with_key(sql, key).bind(maker.0.clone()).execute(&self.pool).await;
+        done.map(drop).map_err(failed("queue a patch set again"))
+    }
+
+    /// Puts sets whose making was cut off back into the queue, at `now`: those of an earlier
+    /// origin, and of workers that hold them no more. Returns their number.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn requeue_patch_sets(&self, now: UnixSeconds) -> Result<u64, DbError> {
+        let sql = "UPDATE patch_sets SET state = 'queued', started = NULL WHERE state = 'building' \
+                   AND (worker = '' OR held_until < $1)";
         let done =
-            sqlx::query("UPDATE patch_sets SET state = 'queued', started = NULL WHERE state = 'building'")
-                .execute(&self.pool)
-                .await
-                .map_err(failed("queue patch sets again"))?;
+            sqlx::query(sql).bind(now).execute(&self.pool).await.map_err(failed("queue patch sets again"))?;
         Ok(done.rows_affected())
+    }
+
+    /// Products with sets that are made and that the signed list does not name yet.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn products_to_list(&self) -> Result<Vec<Name>, DbError> {
+        let rows = sqlx::query("SELECT DISTINCT product FROM patch_sets WHERE unlisted = 1")
+            .fetch_all(&self.pool)
+            .await;
+        rows.and_then(|rows| rows.iter().map(|row| row.parsed("product")).collect())
+            .map_err(failed("list the products with new patch sets"))
+    }
+
+    /// Sets of a product that are made and that the signed list does not name yet.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn sets_to_list(&self, product: &Name) -> Result<Vec<PatchSetKey>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM patch_sets WHERE product = $1 AND unlisted = 1");
+        let rows =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).bind(product.to_string()).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(|row| Ok(read(row)?.key)).collect())
+            .map_err(failed("list the new patch sets"))
+    }
+
+    /// Records that signed lists name these sets.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn sets_are_listed(&self, sets: &[PatchSetKey]) -> Result<(), DbError> {
+        let what = "record that patch sets are listed";
+        for key in sets {
+            let sql = format!("UPDATE patch_sets SET unlisted = 0 WHERE {KEY}");
+            with_key(sql, key).execute(&self.pool).await.map_err(failed(what))?;
+        }
+        Ok(())
     }
 
     /// Records why the making of a set failed.
@@ -223,13 +333,20 @@ impl Db {
     pub async fn fail_patch_set(
         &self,
         key: &PatchSetKey,
+        maker: &Maker,
         error: &str,
         now: UnixSeconds,
     ) -> Result<(), DbError> {
         let sql = format!(
-            "UPDATE patch_sets SET state = 'failed', error = $4, finished = $5 WHERE {KEY} AND state = 'building'"
+            "UPDATE patch_sets SET state = 'failed', error = $4, finished = $5 WHERE {KEY} AND {}",
+            made_by("$6")
         );
-        let done = with_key(sql, key).bind(error.to_owned()).bind(now).execute(&self.pool).await;
+        let done = with_key(sql, key)
+            .bind(error.to_owned())
+            .bind(now)
+            .bind(maker.0.clone())
+            .execute(&self.pool)
+            .await;
         done.map(drop).map_err(failed("record that a patch set failed"))
     }
 
@@ -399,19 +516,20 @@ impl PatchSetTx {
         self.ids.relocate(chunks).await
     }
 
-    /// Makes the set ready and commits. `false`, and nothing changed, when it is not being made any
-    /// more.
+    /// Makes the set ready and commits. `false`, and nothing changed, when `maker` does not make it
+    /// any more.
     ///
     /// Its manifest must be durable in the object store before.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn finish(mut self, key: &PatchSetKey, made: &MadeSet) -> Result<bool, DbError> {
+    pub async fn finish(mut self, key: &PatchSetKey, maker: &Maker, made: &MadeSet) -> Result<bool, DbError> {
         let what = "record the patch set";
         self.ids.count().await?;
         let sql = format!(
             "UPDATE patch_sets SET state = 'ready', set_manifest = $4, bytes = $5, packed = $6, patches = $7, \
-             error = NULL, finished = $8 WHERE {KEY} AND state = 'building'"
+             error = NULL, finished = $8, unlisted = $9 WHERE {KEY} AND {}",
+            made_by("$10")
         );
         let done = with_key(sql, key)
             .bind(made.set.map(|set| set.as_bytes().to_vec()))
@@ -419,6 +537,8 @@ impl PatchSetTx {
             .bind(signed(made.packed))
             .bind(signed(made.patches))
             .bind(self.now)
+            .bind(i64::from(made.set.is_some()))
+            .bind(maker.0.clone())
             .execute(&mut *self.ids.tx)
             .await
             .map_err(failed(what))?;

@@ -205,6 +205,13 @@ impl ApiError {
         error
     }
 
+    /// Answer of a replica that cannot pass a request on.
+    pub(super) fn no_leader(why: &str) -> Self {
+        let message = format!("no origin that leads can be asked: {why}");
+        let next = "repeat the request in some seconds; GET /v1/replicas says who leads";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code::UNAVAILABLE, message, next)
+    }
+
     #[cfg(feature = "ui")]
     pub(super) fn status(&self) -> StatusCode {
         self.status

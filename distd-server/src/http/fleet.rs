@@ -98,9 +98,13 @@ pub(super) async fn status(
     _: Caller<ToView>,
     QueryParams(wanted): QueryParams<Selected>,
 ) -> Result<Json<FleetStatus>, ApiError> {
-    let selection = selection(&app, wanted.group.as_ref(), wanted.r#where.as_ref()).await?;
+    sum_up(&app, &wanted).await.map(Json)
+}
+
+pub(super) async fn sum_up(app: &App, wanted: &Selected) -> Result<FleetStatus, ApiError> {
+    let selection = selection(app, wanted.group.as_ref(), wanted.r#where.as_ref()).await?;
     let (product, channel) = (wanted.product.as_ref(), wanted.channel.as_ref());
-    Ok(Json(app.origin.fleet_status(product, channel, &selection, signed(unix_now())).await?))
+    Ok(app.origin.fleet_status(product, channel, &selection, signed(unix_now())).await?)
 }
 
 /// Lists devices by id, each with the state of its updates.

@@ -24,6 +24,7 @@ mod objects;
 mod openapi;
 mod openpgp;
 mod packs;
+mod passing;
 mod patches;
 mod products;
 mod quotas;
@@ -57,6 +58,7 @@ use tokio_util::task::TaskTracker;
 pub use auth::Scope;
 pub use ddi::DdiOptions;
 use error::ApiError;
+pub use passing::{Passing, ReplicaHttp};
 use route::Route;
 pub use serve::serve;
 #[cfg(feature = "ui")]
@@ -82,8 +84,12 @@ pub struct App {
     remembered: Remembered,
     /// Settings of hawkBit's DDI; `None` where it is off.
     ddi: Option<DdiOptions>,
+    /// Part of this process among replicas; `None` where it is alone.
+    replica: Option<ReplicaHttp>,
     #[cfg(feature = "ui")]
     live: ui::Live,
+    #[cfg(feature = "ui")]
+    sums: ui::Sums,
     /// Provider at which people sign in; `None` where it is off.
     #[cfg(feature = "ui")]
     provider: Option<Provider>,
@@ -92,6 +98,8 @@ pub struct App {
 /// Parts of the HTTP side that are off unless settings switch them on.
 #[derive(Default)]
 pub struct HttpOptions {
+    /// Part of this process among replicas.
+    pub replica: Option<ReplicaHttp>,
     /// Settings of hawkBit's DDI.
     pub ddi: Option<DdiOptions>,
     /// Provider at which people sign in.
@@ -112,8 +120,11 @@ impl App {
             spooling: Arc::default(),
             remembered: Remembered::default(),
             ddi: options.ddi,
+            replica: options.replica,
             #[cfg(feature = "ui")]
             live: ui::Live::default(),
+            #[cfg(feature = "ui")]
+            sums: ui::Sums::default(),
             #[cfg(feature = "ui")]
             provider: options.provider,
         })
@@ -207,6 +218,7 @@ pub fn router(app: Arc<App>) -> Router {
     router
         .fallback(|| async { ApiError::not_found("such address") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .layer(axum::middleware::from_fn_with_state(app.clone(), passing::layer))
         .layer(axum::middleware::from_fn(drain::layer))
         .layer(axum::middleware::from_fn_with_state(app.clone(), request_id::layer))
         .with_state(app)

@@ -195,6 +195,19 @@ pub(super) async fn list(
     Ok(Json(RolloutList { rollouts: rows.iter().map(rollout).collect() }))
 }
 
+/// The rollout of a channel that is under way, or else the newest.
+pub(super) async fn current(
+    app: &App,
+    product: &Name,
+    channel: &Name,
+) -> Result<Option<RolloutRow>, ApiError> {
+    let db = app.origin.db();
+    Ok(match db.rollout_under_way(product, channel).await? {
+        Some(row) => Some(row),
+        None => db.rollouts_of(product, channel, 1).await?.into_iter().next(),
+    })
+}
+
 /// Describes the rollout of a channel that is under way, or else the newest: its waves, the devices
 /// on which it failed, and its changes.
 #[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}/rollout", tag = "rollouts",
@@ -206,12 +219,7 @@ pub(super) async fn show(
     PathParams((product, channel)): PathParams<(Name, Name)>,
 ) -> Result<Json<RolloutDetail>, ApiError> {
     caller.may(&product)?;
-    let db = app.origin.db();
-    let row = match db.rollout_under_way(&product, &channel).await? {
-        Some(row) => Some(row),
-        None => db.rollouts_of(&product, &channel, 1).await?.into_iter().next(),
-    };
-    let Some(row) = row else {
+    let Some(row) = current(&app, &product, &channel).await? else {
         known_channel(&app, &product, &channel).await?;
         return Err(ApiError::unlisted(
             &format!("rollout of {product}:{channel}"),

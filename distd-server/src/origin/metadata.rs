@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 
 use super::owner::Owner;
 use crate::store::Store;
-use crate::tuf::{MetadataStore, StoreError};
+use crate::tuf::{MetadataStore, SharedStore, StoreError};
 
 const PREFIX: &str = "tuf/";
 
@@ -54,6 +54,24 @@ impl ObjectMetadata {
             Writes::Owned(owner) => owner.check().await.map_err(|e| StoreError::new(action, name, e)),
             Writes::Refused => Err(StoreError::new(action, name, ReadOnly)),
         }
+    }
+}
+
+#[async_trait]
+impl SharedStore for ObjectMetadata {
+    async fn put_new(&self, name: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        self.check("write", name).await?;
+        let failed = |e| StoreError::new("write", name, e);
+        if self.store.put_new(&object(name), bytes.clone()).await.map_err(failed)? {
+            return Ok(true);
+        }
+        Ok(self.get(name).await? == Some(bytes))
+    }
+
+    async fn put_over(&self, name: &str, bytes: Bytes, before: Option<&Bytes>) -> Result<bool, StoreError> {
+        self.check("write", name).await?;
+        let put = self.store.put_over(&object(name), bytes, before).await;
+        put.map_err(|e| StoreError::new("write", name, e))
     }
 }
 

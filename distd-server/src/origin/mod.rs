@@ -7,6 +7,7 @@ mod bytes;
 mod capabilities;
 mod content;
 mod ddi;
+mod elsewhere;
 mod files;
 mod fleet;
 mod gc;
@@ -47,7 +48,9 @@ use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
 use crate::signer::{KeyHolder, OpenPgpPublic};
 use crate::store::{Chunks, Store, StoreError};
-use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, RepositoryError, TufRepository};
+use crate::tuf::{
+    Answerer, Listed, MetadataStore, Missing, Options, PublishError, RepositoryError, TufRepository,
+};
 
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
@@ -55,6 +58,7 @@ pub use bundles::{BundleMetadataError, ForBundle};
 pub(crate) use bytes::ReadBytesError;
 pub use content::OriginContent;
 pub use ddi::{DdiNews, DdiOffer};
+pub use elsewhere::SeenElsewhere;
 pub use files::DigestsError;
 pub use fleet::{FleetFilter, FleetSelection};
 pub use gc::{Collected, GcOptions, Plan, RetentionError, SetVerdict, Verdict};
@@ -95,6 +99,17 @@ impl Places {
             keys: KeyHolder::in_dir(data),
         }
     }
+}
+
+/// Part that a process has among those on its database and store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The only one.
+    Alone,
+    /// One of several replicas, which signs and collects, with the number of its term.
+    Leads(u64),
+    /// One of several replicas, which serves what is there and writes what any of them may write.
+    Follows,
 }
 
 /// Settings of an origin's work.
@@ -259,6 +274,15 @@ impl Origin {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
+        Self::open_as(places, tuning, Part::Alone).await
+    }
+
+    /// As [`open`](Self::open), for one of several processes. One that follows changes nothing, and
+    /// waits for the one that leads to begin the realm.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_as(places: &Places, tuning: Tuning, part: Part) -> Result<Arc<Self>, OpenError> {
         let Tuning {
             hosts,
             cert_validity,
@@ -287,7 +311,10 @@ impl Origin {
         let realm = Realm::open(data, &places.keys, now)?.with_node_validity(cert_validity.as_secs());
         let cert: OriginCert = realm.origin_cert(&hosts, now)?;
         let credentials = realm.credentials(&cert)?;
-        let db = Db::open(&places.db).await?;
+        let db = match part {
+            Part::Alone | Part::Follows => Db::open(&places.db).await?,
+            Part::Leads(epoch) => Db::open_leading(&places.db, epoch).await?,
+        };
         let store = Store::open(&places.store)?;
         store.check().await?;
         let parties = Parties {
@@ -298,16 +325,25 @@ impl Origin {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
-        let owner = Owner::new(store.clone());
-        if parties.has_no_repository().await? {
-            // The store is taken before a repository is made: of two origins that begin here at
-            // once, only one makes it.
-            parties.adopt(&owner).await?;
-        }
+        let owner = match part {
+            Part::Alone | Part::Leads(_) => Owner::new(store.clone()),
+            Part::Follows => Owner::following(store.clone()),
+        };
         let metadata = Arc::new(ObjectMetadata::owned(owner.clone(), store.clone()));
-        let repository = open_repository(places, &metadata, &offline_root, root_threshold, now).await?;
-        let listed = parties.check_releases(&repository).await?;
-        parties.adopt(&owner).await?;
+        let (repository, listed) = if part == Part::Follows {
+            Owner::check_same(&db, &store, &places.store).await?;
+            (TufRepository::open_present(metadata.clone(), &places.keys).await?, None)
+        } else {
+            if parties.has_no_repository().await? {
+                // The store is taken before a repository is made: of two origins that begin here at
+                // once, only one makes it.
+                parties.adopt(&owner).await?;
+            }
+            let repository = open_repository(places, &metadata, &offline_root, root_threshold, now).await?;
+            let listed = parties.check_releases(&repository).await?;
+            parties.adopt(&owner).await?;
+            (repository, Some(listed))
+        };
         let ingest = Ingest::new(db.clone(), store.clone())
             .with_zstd_level(zstd_level)
             .with_limits(limits, vec![spool.clone()]);
@@ -344,8 +380,17 @@ impl Origin {
             gc,
             relist: Default::default(),
         });
+        if let Some(listed) = listed {
+            origin.finish_earlier_work(&listed).await?;
+        }
+        origin.refresh_revoked().await?;
+        Ok(origin)
+    }
+
+    /// Finishes what an earlier process left half done, once this one may sign.
+    async fn finish_earlier_work(&self, listed: &Listed) -> Result<(), OpenError> {
         // A file that cannot be used must not keep a realm from signing its timestamp.
-        match origin.take_next_root().await {
+        match self.take_next_root().await {
             Ok(Some(missing)) if !missing.is_none() => {
                 tracing::warn!("{missing}: distd-server root show says more");
             }
@@ -358,16 +403,14 @@ impl Origin {
                 );
             }
         }
-        origin.name_losses().await?;
-        let cut_off = origin.db.requeue_patch_sets().await?;
+        self.name_losses().await?;
+        let cut_off = self.db.requeue_patch_sets(signed(unix_now())).await?;
         if cut_off > 0 {
             tracing::info!(cut_off, "patch sets are made again");
         }
-        origin.resume_log().await?;
-        origin.publish_pending(&listed).await?;
-        origin.resume_withdrawals(&listed).await?;
-        origin.refresh_revoked().await?;
-        Ok(origin)
+        self.resume_log().await?;
+        self.publish_pending(listed).await?;
+        Ok(self.resume_withdrawals(listed).await?)
     }
 
     /// Logs the losses of the store, and puts patch sets that lost a chunk back into the queue.
@@ -462,6 +505,11 @@ impl Origin {
         &self.spool
     }
 
+    /// Whether another process signs, and this one serves what is there.
+    pub fn follows(&self) -> bool {
+        self.owner.follows()
+    }
+
     /// Looks whether another process has taken the store. Call it every few seconds.
     ///
     /// # Errors
@@ -498,8 +546,7 @@ impl Origin {
         if expired > 0 {
             tracing::info!(expired, "uploads given up");
         }
-        let cert = self.realm.origin_cert(&self.hosts, now)?;
-        self.realm.replace_credentials(&self.credentials, &cert)?;
+        self.renew_certificate()?;
         // Removals come before compaction, which they give work to.
         let space = match self.look_after_space(signed(now)).await {
             Ok(next) => next,

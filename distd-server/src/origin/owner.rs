@@ -27,6 +27,9 @@ pub enum OwnerError {
     /// The object that names the owner is gone.
     #[error("the store lacks the object owner, which names the process that signs: start this origin again")]
     Unnamed,
+    /// This process follows one that leads, which signs.
+    #[error("this distd-server is a replica that does not lead: ask the one that does")]
+    Follows,
     /// The store does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -38,13 +41,25 @@ pub(crate) struct Owner {
     store: Store,
     /// Content of the object while this process owns the store; unset until it was taken.
     claim: Arc<OnceLock<String>>,
+    /// Whether another process signs.
+    follows: bool,
     overtaken: CancellationToken,
 }
 
 impl Owner {
     /// Creates an owner without a claim, which refuses nothing.
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, claim: Arc::default(), overtaken: CancellationToken::new() }
+        Self { store, claim: Arc::default(), follows: false, overtaken: CancellationToken::new() }
+    }
+
+    /// Creates the owner of a replica that does not lead, which refuses everything.
+    pub(crate) fn following(store: Store) -> Self {
+        Self { follows: true, ..Self::new(store) }
+    }
+
+    /// Whether another process signs.
+    pub(super) fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Takes the store for this process, unless it belongs to another database.
@@ -96,6 +111,9 @@ impl Owner {
     /// # Errors
     /// [`OwnerError`].
     pub(crate) async fn check(&self) -> Result<(), OwnerError> {
+        if self.follows {
+            return Err(OwnerError::Follows);
+        }
         let Some(claim) = self.claim.get() else { return Ok(()) };
         if self.overtaken.is_cancelled() {
             return Err(OwnerError::Overtaken);

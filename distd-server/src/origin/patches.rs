@@ -1,8 +1,8 @@
 //! Choice of the patch sets that are made, and their publication.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use distd_core::ManifestId;
 use distd_core::error::Chain;
@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Origin, signed};
 use crate::db::{DbError, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
-use crate::patches::{AGAIN, MakeError};
+use crate::patches::{AGAIN, NextError};
 use crate::tuf::{Change, PATCHES_BYTES_MAX, PublishError};
 
 /// Most sets listed for a product: every device reads the list.
 pub(super) const SETS_MAX: u32 = 64;
 
-/// Longest reason kept for a failure, bytes.
-const REASON_BYTES_MAX: usize = 1000;
+/// Time between two looks for sets that workers have made.
+const LIST_EVERY: Duration = Duration::from_secs(2);
 
 /// Error of queuing a set.
 #[derive(Debug, thiserror::Error)]
@@ -172,11 +172,7 @@ impl Origin {
     async fn make_all(&self, kind: SetKind, stop: &CancellationToken) {
         while !stop.is_cancelled() {
             let relist = std::mem::take(&mut *self.relist.lock().unwrap_or_else(PoisonError::into_inner));
-            for product in relist {
-                if let Err(error) = self.publish_patches(&product).await {
-                    tracing::error!(error = %Chain(&error), "patch sets could not be listed again");
-                }
-            }
+            self.list_again(relist).await;
             let wait = match self.make_next(kind, stop).await {
                 Ok(true) => continue,
                 Ok(false) => AGAIN,
@@ -192,7 +188,7 @@ impl Origin {
             };
             tokio::select! {
                 () = self.patches.woken(kind) => {}
-                // Another replica may have queued something.
+                // Another process may have queued something.
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => {}
             }
@@ -202,36 +198,49 @@ impl Origin {
     /// Makes and publishes the next set of a kind; `false` when nothing waits or it was told to
     /// stop.
     async fn make_next(&self, kind: SetKind, stop: &CancellationToken) -> Result<bool, QueueError> {
-        let Some(row) = self.db.take_patch_set(kind, signed(unix_now())).await? else { return Ok(false) };
-        let (product, to) = (&row.key.product, &row.to_version);
-        let from = row.from_version.as_ref().map(Name::as_str);
-        let begin = std::time::Instant::now();
-        match self.patches.make(&row, stop).await {
-            Ok(Some(made)) => {
-                let (bytes, packed, patches) = (made.bytes, made.packed, made.patches);
-                let seconds = begin.elapsed().as_secs();
-                tracing::info!(%product, from, %to, patches, bytes, packed, seconds, "patch set ready");
+        match self.patches.make_next(kind, stop).await {
+            Ok(Some((product, made))) => {
                 if made.set.is_some() {
-                    self.publish_patches(product).await?;
+                    self.publish_patches(&product).await?;
                 }
+                Ok(true)
             }
-            Ok(None) => tracing::info!(%product, from, %to, "a patch set was made elsewhere"),
-            // The row stays as it is; the next start queues the set again.
-            Err(MakeError::Stopped) => return Ok(false),
-            Err(error) => {
-                self.patches.count_failure();
-                tracing::error!(%product, from, %to, error = %Chain(&error), "no patch set");
-                self.db.fail_patch_set(&row.key, &reason(&error), signed(unix_now())).await?;
+            Ok(None) => Ok(true),
+            Err(NextError::Empty) => Ok(false),
+            Err(NextError::Db(error)) => Err(error.into()),
+        }
+    }
+
+    /// Lists the sets that workers have made, as they come, until `stop` is cancelled.
+    pub async fn list_sets_of_workers(&self, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LIST_EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+            match self.db.products_to_list().await {
+                Ok(products) => self.list_again(products).await,
+                Err(error) => tracing::warn!(error = %Chain(&error), "new patch sets could not be read"),
             }
         }
-        Ok(true)
+    }
+
+    /// Signs the lists of products anew. A failure is logged.
+    async fn list_again(&self, products: impl IntoIterator<Item = Name>) {
+        for product in products {
+            if let Err(error) = self.publish_patches(&product).await {
+                tracing::error!(error = %Chain(&error), "patch sets could not be listed again");
+            }
+        }
     }
 
     async fn publish_patches(&self, product: &Name) -> Result<(), QueueError> {
         let _turn = self.publishing.lock().await;
+        // Read before the list is made, which then has them.
+        let new = self.db.sets_to_list(product).await?;
         let change = self.patches_change(product).await?;
         self.repository.apply(vec![change], unix_now()).await?;
-        Ok(())
+        Ok(self.db.sets_are_listed(&new).await?)
     }
 
     /// The list of a product's sets as devices are to see it.
@@ -258,13 +267,4 @@ impl Origin {
             doc.sets.pop();
         }
     }
-}
-
-/// An error and its causes, for people.
-fn reason(error: &dyn Error) -> String {
-    let mut text = Chain(error).to_string();
-    while text.len() > REASON_BYTES_MAX {
-        text.pop();
-    }
-    text
 }

@@ -119,9 +119,12 @@ impl Origin {
         let now = unix_now();
         let mut size = self.db.log_size().await?;
         if newest.as_ref().is_some_and(|signed| size < signed.head.size) {
-            // The database lost entries while this process ran, as after a failover.
-            self.resume_log().await?;
-            size = self.db.log_size().await?;
+            // The database lost entries while this process ran, as after a failover. The one that
+            // signs metadata says so in the log.
+            if !self.follows() {
+                self.resume_log().await?;
+                size = self.db.log_size().await?;
+            }
             *newest = None;
         }
         let before = newest.as_ref().map_or(0, |signed| signed.head.at);
@@ -132,7 +135,10 @@ impl Origin {
                 return Ok(signed.clone());
             }
         }
-        self.owner.check().await?;
+        // The log is the database's, so every replica signs heads of it.
+        if !self.follows() {
+            self.owner.check().await?;
+        }
         let log = self.db.log_id(LogId(random::bytes()), signed(now)).await?;
         // A head has a later time than one before it, whatever the clock says.
         let at = now.max(before.saturating_add(1));
@@ -140,10 +146,26 @@ impl Origin {
         let signed = self.realm.sign_log_head(head)?;
         if newest.as_ref().is_none_or(|before| before.head.size != size) {
             // Kept before anybody sees it: no head is unknown to the next start.
-            self.ingest.store().put(HEAD_OBJECT, signed.encode()).await?;
+            self.keep_head(&signed).await?;
         }
         *newest = Some(signed.clone());
         Ok(signed)
+    }
+
+    /// Stores a head that is to be handed out. A replica that follows leaves a longer one, which
+    /// another has stored.
+    async fn keep_head(&self, signed: &SignedHead) -> Result<(), LogError> {
+        let store = self.ingest.store();
+        if self.follows()
+            && let Some(bytes) = store.get(HEAD_OBJECT).await?
+            && let Ok(kept) = SignedHead::decode(&bytes)
+            && verify_head(self.realm.ca_der(), &kept).is_ok()
+            && kept.head.log == signed.head.log
+            && kept.head.size >= signed.head.size
+        {
+            return Ok(());
+        }
+        Ok(store.put(HEAD_OBJECT, signed.encode()).await?)
     }
 
     /// Answers a peer's question about the log.

@@ -10,9 +10,12 @@ mod artifact;
 mod cache;
 mod make;
 mod packs;
+mod queue;
 mod record;
 mod trees;
 mod views;
+
+pub use queue::NextError;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,7 +26,7 @@ use distd_core::{ChunkHash, ManifestId};
 use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{Db, DbError, MadeSet, PatchSetRow, SetKind};
+use crate::db::{Db, DbError, MadeSet, Maker, PatchSetRow, SetKind};
 use crate::ingest::{Ingest, IngestError};
 use crate::store::{ReadError, Store, StoreError};
 
@@ -139,6 +142,8 @@ pub struct PatchMaker {
     /// Held exclusively while a set between releases is made; each job of a set from nothing shares
     /// it.
     turn: RwLock<()>,
+    /// Name of this process among those that make sets.
+    maker: Maker,
     /// Counters of this process.
     pub counters: PatchCounters,
 }
@@ -148,7 +153,18 @@ impl PatchMaker {
     pub fn new(ingest: Ingest, spool: PathBuf, options: PatchOptions) -> Self {
         let (db, store) = (ingest.db().clone(), ingest.store().clone());
         let (wake, turn, counters) = Default::default();
-        Self { db, store, ingest, spool, options, wake, turn, counters }
+        Self { db, store, ingest, spool, options, wake, turn, maker: Maker::default(), counters }
+    }
+
+    /// Gives this process a name among those that make sets; without one it is the origin that
+    /// leads.
+    pub fn named(self, maker: Maker) -> Self {
+        Self { maker, ..self }
+    }
+
+    /// Name of this process among those that make sets.
+    pub fn maker(&self) -> &Maker {
+        &self.maker
     }
 
     /// Options of this maker.

@@ -50,7 +50,7 @@ impl PatchMaker {
         let Some((index_bytes, packed_bytes, set)) = packed else {
             let tx = self.db.begin_patch_set(signed(unix_now())).await?;
             let made = MadeSet::default();
-            return Ok(tx.finish(&row.key, &made).await?.then_some(made));
+            return Ok(tx.finish(&row.key, &self.maker, &made).await?.then_some(made));
         };
         self.record(row, index_bytes, packed_bytes, set).await
     }
@@ -172,7 +172,7 @@ impl PatchMaker {
         self.store.put(&manifest_object(&manifest.id()), manifest.to_file_bytes()).await?;
         let patches = set.patches;
         let made = MadeSet { set: Some(manifest.id()), bytes: set.bytes, packed, patches };
-        if !tx.finish(&row.key, &made).await? {
+        if !tx.finish(&row.key, &self.maker, &made).await? {
             delete(&self.db, &self.store, &set.packs).await;
             return Ok(None);
         }

@@ -23,7 +23,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 
 use crate::db::UnixSeconds;
 
@@ -223,6 +223,49 @@ impl Store {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
             Err(cause) => Err(request("store", name, cause)),
+        }
+    }
+
+    /// Stores an object in place of one with the bytes `before`, or where there is none for `None`;
+    /// `false` when there is another one, and nothing is stored then. Of several processes that do
+    /// this to a bucket at once, one succeeds, provided that the bucket's server knows conditional
+    /// puts (`If-Match`). A directory store has only one process.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`].
+    pub async fn put_over(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        before: Option<&Bytes>,
+    ) -> Result<bool, StoreError> {
+        let Some(before) = before else {
+            return Ok(self.put_new(name, bytes.clone()).await? || self.get(name).await? == Some(bytes));
+        };
+        let failed = |cause| request("store", name, cause);
+        let (found, version) = match self.objects.get(&Path::from(name)).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(cause) => return Err(request("read", name, cause)),
+            Ok(found) => {
+                let version =
+                    UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+                (found.bytes().await.map_err(|cause| request("read", name, cause))?, version)
+            }
+        };
+        if found != *before {
+            return Ok(found == bytes);
+        }
+        if self.is_local() {
+            return self.put(name, bytes).await.map(|()| true);
+        }
+        let mode = PutMode::Update(version);
+        match self.objects.put_opts(&Path::from(name), bytes.clone().into(), mode.into()).await {
+            Ok(_) => Ok(true),
+            // A request whose answer was lost is sent again, and finds what it has stored itself.
+            Err(object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. }) => {
+                Ok(self.get(name).await? == Some(bytes))
+            }
+            Err(cause) => Err(failed(cause)),
         }
     }
 

@@ -5,7 +5,6 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use distd_peer::trust::tuf::MetadataStore;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
@@ -17,6 +16,7 @@ use super::bins::RELEASES;
 use super::keys::KeyRing;
 use super::metadata::{DELEGATED, RepositoryError, SPEC, empty_role, expires, schema, sign};
 use super::root::{self, RootFile};
+use super::shared::SharedStore;
 use super::state::{Dirty, State, TufRepository};
 use crate::signer::KeyHolder;
 
@@ -42,7 +42,7 @@ impl TufRepository {
     /// Opens the repository in `store` with the keys of `keys_of`, and creates both at `now` (unix
     /// seconds) if there is none. An interrupted creation is continued.
     pub async fn open(
-        store: Arc<dyn MetadataStore>,
+        store: Arc<dyn SharedStore>,
         keys_of: &KeyHolder,
         options: Options,
         now: u64,
@@ -56,9 +56,25 @@ impl TufRepository {
         Ok(this)
     }
 
+    /// Opens a repository that is there, for a process that does not publish: nothing is written.
+    ///
+    /// # Errors
+    /// [`RepositoryError`], also when there is none.
+    pub async fn open_present(
+        store: Arc<dyn SharedStore>,
+        keys_of: &KeyHolder,
+    ) -> Result<Self, RepositoryError> {
+        let keys = Mutex::new(KeyRing::load(keys_of)?);
+        let this = Self { store, keys, chain: Mutex::default(), holder: keys_of.clone() };
+        let keys = this.keys.lock().await;
+        this.state(&keys).await?;
+        drop(keys);
+        Ok(this)
+    }
+
     /// Opens the repository. If there is none, creates it with the delegated roles `delegated`.
     async fn make(
-        store: Arc<dyn MetadataStore>,
+        store: Arc<dyn SharedStore>,
         keys_of: &KeyHolder,
         options: Options,
         delegated: &[(&str, &str)],
@@ -76,7 +92,10 @@ impl TufRepository {
                     keys.generate(role)?;
                 }
             }
-            store.put("1.root.json", make_first_root(&keys, &options, now)?).await?;
+            let root = make_first_root(&keys, &options, now)?;
+            if !store.put_new("1.root.json", root).await? {
+                return Err(RepositoryError::PublishedElsewhere);
+            }
         }
         let this = Self { store, keys: Mutex::new(keys), chain: Mutex::default(), holder: keys_of.clone() };
         if this.store.get("timestamp.json").await?.is_none() {
@@ -145,7 +164,9 @@ impl TufRepository {
         let snapshot = Snapshot::new(SPEC.to_owned(), version, expires("snapshot", now)?);
         let timestamp = Timestamp::new(SPEC.to_owned(), version, expires("timestamp", now)?);
         let fresh = roles.keys().cloned().collect();
-        let mut state = State { root, root_bytes, timestamp, snapshot, targets, roles, fresh };
+        let timestamp_bytes = None;
+        let mut state =
+            State { root, root_bytes, timestamp, timestamp_bytes, snapshot, targets, roles, fresh };
         let dirty = Dirty::everything(&state);
         self.write(&mut state, &keys, &dirty, now).await
     }
@@ -237,7 +258,7 @@ mod tests {
     use super::super::bins::release_roles;
     use super::super::metadata::hashes;
     use super::*;
-    use distd_peer::trust::tuf::DirStore;
+    use distd_peer::trust::tuf::{DirStore, MetadataStore};
 
     const NOW: u64 = 1_800_000_000;
 

@@ -48,6 +48,9 @@ pub enum RepositoryError {
     /// A file is missing.
     #[error("the TUF repository lacks {0}: restore it from a backup")]
     Missing(String),
+    /// Another process has published since the state was read.
+    #[error("another distd-server has published at the same time: nothing was published, so try again")]
+    PublishedElsewhere,
     /// A file is not the one that this origin signed.
     #[error("{name} in the TUF repository is not what this origin signed: restore it from a backup")]
     Altered {

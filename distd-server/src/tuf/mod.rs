@@ -14,6 +14,7 @@ mod metadata;
 mod publish;
 mod refresh;
 mod root;
+mod shared;
 mod state;
 mod write;
 
@@ -32,5 +33,6 @@ pub(crate) use metadata::{expires_after, key_roles};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
+pub use shared::SharedStore;
 pub use state::TufRepository;
 pub use write::SignedForBundle;

@@ -409,7 +409,15 @@ impl TufRepository {
         // A root that its predecessor's keys did not sign would lock out every device.
         state.root.signed.verify_role(&root).map_err(schema)?;
         root.signed.verify_role(&root).map_err(schema)?;
-        self.store.put(&format!("{}.root.json", root.signed.version), bytes.clone()).await?;
+        let (version, name) = (root.signed.version.get(), format!("{}.root.json", root.signed.version));
+        if !self.store.put_new(&name, bytes.clone()).await? {
+            let in_force = self.newest_root().await?.0.signed.version.get();
+            if in_force >= version {
+                return Err(RepositoryError::RootOutdated { version, in_force });
+            }
+            // The file there is no root of this realm.
+            self.store.put(&name, bytes.clone()).await?;
+        }
         self.holder.follow_root(&bytes)?;
         state.root = root;
         state.root_bytes = bytes;

@@ -7,7 +7,6 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use distd_core::error::Chain;
 use distd_peer::trust::token::sha256;
-use distd_peer::trust::tuf::MetadataStore;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
@@ -16,16 +15,16 @@ use tough::schema::{Metafile, RoleType, Root, Signed, Snapshot, Targets, Timesta
 use super::bins::{RELEASES, parent_of, release_roles};
 use super::keys::{KeyError, KeyRing};
 use super::metadata::{DELEGATED, RepositoryError, altered, parse};
+use super::shared::SharedStore;
 use crate::realm::Roots;
 use crate::signer::{KeyHolder, SignerError};
 
 /// The realm's TUF repository, opened for publishing.
 ///
-/// Operations in one process exclude each other. If several origins share a store, the caller must
-/// hold a lock of the database around each operation. Only roots and keys are kept in memory
-/// between operations.
+/// Operations in one process exclude each other. Where another process has published since the
+/// state was read, nothing is published. Only roots and keys are kept in memory between operations.
 pub struct TufRepository {
-    pub(super) store: Arc<dyn MetadataStore>,
+    pub(super) store: Arc<dyn SharedStore>,
     pub(super) keys: Mutex<KeyRing>,
     /// Roots so far, oldest first; each is signed by the keys of the one before.
     pub(super) chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
@@ -45,6 +44,8 @@ pub(super) struct State {
     pub(super) root: Signed<Root>,
     pub(super) root_bytes: Bytes,
     pub(super) timestamp: Timestamp,
+    /// `timestamp.json` as it was read; `None` before the first publication.
+    pub(super) timestamp_bytes: Option<Bytes>,
     pub(super) snapshot: Snapshot,
     pub(super) targets: Targets,
     /// Delegated roles by name: those of [`DELEGATED`], and the nodes and bins that were read or
@@ -162,7 +163,8 @@ impl TufRepository {
             let ids = root.signed.roles.get(&role).map(|r| r.keyids.as_slice()).unwrap_or_default();
             require_own(keys, &role.to_string(), ids)?;
         }
-        let timestamp: Signed<Timestamp> = self.read("timestamp.json", None).await?;
+        let timestamp_bytes = self.read_bytes("timestamp.json", None).await?;
+        let timestamp: Signed<Timestamp> = parse("timestamp.json", &timestamp_bytes)?;
         root.signed.verify_role(&timestamp).map_err(altered("timestamp.json"))?;
         let meta = |metas: &HashMap<String, Metafile>, name: &str| {
             metas.get(name).cloned().ok_or_else(|| RepositoryError::Missing(name.to_owned()))
@@ -192,6 +194,7 @@ impl TufRepository {
             root,
             root_bytes,
             timestamp: timestamp.signed,
+            timestamp_bytes: Some(timestamp_bytes),
             snapshot: snapshot.signed,
             targets: targets.signed,
             roles,
@@ -259,13 +262,17 @@ impl TufRepository {
         name: &str,
         at: Option<&Metafile>,
     ) -> Result<Signed<T>, RepositoryError> {
+        parse(name, &self.read_bytes(name, at).await?)
+    }
+
+    async fn read_bytes(&self, name: &str, at: Option<&Metafile>) -> Result<Bytes, RepositoryError> {
         let bytes = self.store.get(name).await?.ok_or_else(|| RepositoryError::Missing(name.to_owned()))?;
         if let Some(hashes) = at.and_then(|at| at.hashes.as_ref())
             && digest(&SHA256, &bytes).as_ref() != &*hashes.sha256
         {
             return Err(altered(name)("its hash differs from the signed one"));
         }
-        parse(name, &bytes)
+        Ok(bytes)
     }
 }
 

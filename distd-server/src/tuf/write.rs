@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use bytes::Bytes;
 use distd_peer::trust::tuf::SIGNED_AT;
 use tough::schema::decoded::{Decoded, Hex};
-use tough::schema::{Delegations, Metafile, RoleType, Targets};
+use tough::schema::{Delegations, Metafile, Role, RoleType, Snapshot, Targets};
 
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyRing, SigningKey};
@@ -102,7 +102,13 @@ impl TufRepository {
     }
 
     /// Signs and writes the dirty roles and all roles above them. The write of `timestamp.json`,
-    /// the last one, makes them current. Versions are raised here, except in the first publication.
+    /// the last one, makes them current. Versions are raised here, except in the first publication:
+    /// to the next one of which there is no file, because a write that was cut off, or another
+    /// process, may have left one.
+    ///
+    /// # Errors
+    /// [`RepositoryError::PublishedElsewhere`]: what is current is another process's. Others as the
+    /// store and the keys have them.
     pub(super) async fn write(
         &self,
         state: &mut State,
@@ -125,8 +131,8 @@ impl TufRepository {
                 role.version = next(role.version);
             }
             role.expires = expires(&name, now)?;
-            let bytes = sign(role.clone(), &signers)?;
             let file = format!("{name}.json");
+            let bytes = self.put_version(role, &file, &signers).await?;
             let at = match parent_of(&name) {
                 // There are hundreds of these roles, so the snapshot lists only their versions,
                 // which prevent a rollback.
@@ -136,7 +142,6 @@ impl TufRepository {
                 None => metafile(role.version, &bytes),
             };
             state.snapshot.meta.insert(file.clone(), at);
-            self.store.put(&format!("{}.{file}", role.version), bytes).await?;
         }
         if dirty.targets {
             if !dirty.first {
@@ -144,10 +149,9 @@ impl TufRepository {
             }
             state.targets.expires = expires("targets", now)?;
             let signers = self.root_signers(state, keys, RoleType::Targets, dirty)?;
-            let bytes = sign(state.targets.clone(), &signers)?;
+            let bytes = self.put_version(&mut state.targets, "targets.json", &signers).await?;
             let at = metafile(state.targets.version, &bytes);
             state.snapshot.meta.insert("targets.json".to_owned(), at);
-            self.store.put(&format!("{}.targets.json", state.targets.version), bytes).await?;
         }
         if dirty.snapshot || dirty.targets || !dirty.roles.is_empty() {
             if !dirty.first {
@@ -155,10 +159,9 @@ impl TufRepository {
             }
             state.snapshot.expires = expires("snapshot", now)?;
             let signers = self.root_signers(state, keys, RoleType::Snapshot, dirty)?;
-            let bytes = sign(state.snapshot.clone(), &signers)?;
+            let bytes = self.put_version(&mut state.snapshot, "snapshot.json", &signers).await?;
             let at = metafile(state.snapshot.version, &bytes);
             state.timestamp.meta = HashMap::from([("snapshot.json".to_owned(), at)]);
-            self.store.put(&format!("{}.snapshot.json", state.snapshot.version), bytes).await?;
         }
         if !dirty.first {
             state.timestamp.version = next(state.timestamp.version);
@@ -168,8 +171,31 @@ impl TufRepository {
         state.timestamp._extra.insert(SIGNED_AT.to_owned(), now.into());
         let signers = self.root_signers(state, keys, RoleType::Timestamp, dirty)?;
         let bytes = sign(state.timestamp.clone(), &signers)?;
-        self.store.put("timestamp.json", bytes).await?;
+        let before = state.timestamp_bytes.as_ref();
+        if !self.store.put_over("timestamp.json", bytes.clone(), before).await? {
+            return Err(RepositoryError::PublishedElsewhere);
+        }
+        state.timestamp_bytes = Some(bytes);
         Ok(())
+    }
+
+    /// Signs a role and writes it under its version, or under the next one that is free. Returns
+    /// the bytes.
+    async fn put_version<T: Versioned>(
+        &self,
+        role: &mut T,
+        file: &str,
+        signers: &[&SigningKey],
+    ) -> Result<Bytes, RepositoryError> {
+        for _ in 0..TAKEN_MAX {
+            let bytes = sign(role.clone(), signers)?;
+            let version = role.version_mut();
+            if self.store.put_new(&format!("{version}.{file}"), bytes.clone()).await? {
+                return Ok(bytes);
+            }
+            *version = next(*version);
+        }
+        Err(RepositoryError::PublishedElsewhere)
     }
 
     fn root_signers<'a>(
@@ -181,6 +207,26 @@ impl TufRepository {
     ) -> Result<Vec<&'a SigningKey>, RepositoryError> {
         let ids = state.root.signed.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
         signers(keys, &role.to_string(), &ids, dirty)
+    }
+}
+
+/// Most versions that may be taken one after the other: each is a write that was cut off.
+const TAKEN_MAX: u32 = 10_000;
+
+/// A role with a version in the name of its file.
+trait Versioned: Role + Clone {
+    fn version_mut(&mut self) -> &mut NonZeroU64;
+}
+
+impl Versioned for Targets {
+    fn version_mut(&mut self) -> &mut NonZeroU64 {
+        &mut self.version
+    }
+}
+
+impl Versioned for Snapshot {
+    fn version_mut(&mut self) -> &mut NonZeroU64 {
+        &mut self.version
     }
 }
 

@@ -102,10 +102,10 @@ on_every_back_end! {
         world.db.mark_sets_removing(std::slice::from_ref(&key), NOW).await.expect("asked");
         assert_eq!(world.db.sets_removing(i64::MAX).await.expect("read"), []);
         let kind = distd_server::db::SetKind::Pair;
-        world.db.take_patch_set(kind, NOW).await.expect("taken").expect("a set");
+        world.db.take_patch_set(kind, &Default::default(), NOW).await.expect("taken").expect("a set");
         let tx = world.db.begin_patch_set(NOW).await.expect("begun");
         let done = distd_server::db::MadeSet { set: Some(distd_core::ManifestId([9; 32])), ..Default::default() };
-        assert!(tx.finish(&key, &done).await.expect("finished"));
+        assert!(tx.finish(&key, &Default::default(), &done).await.expect("finished"));
         assert_eq!(world.db.sets_ready().await.expect("read").len(), 1);
         world.db.mark_sets_removing(std::slice::from_ref(&key), NOW).await.expect("marked");
         assert_eq!(world.db.patch_sets_usable(&name("os"), 9).await.expect("read"), []);

@@ -22,6 +22,7 @@ use super::forms::{Form, PagePath};
 use super::page::{Frame, Page, Stop};
 use super::products::offered;
 use super::session::Visitor;
+use super::sums;
 
 /// Most earlier rollouts that the page lists.
 const EARLIER_MAX: usize = 20;
@@ -37,7 +38,7 @@ const CHANGES_MAX: u32 = 20;
 struct ChannelPage {
     frame: Frame,
     channel: Channel,
-    detail: Option<RolloutDetail>,
+    detail: Option<Arc<RolloutDetail>>,
     waves: Vec<Wave>,
     bytes: Vec<Part>,
     earlier: Vec<Rollout>,
@@ -96,14 +97,13 @@ pub(super) async fn show(
     visitor: Visitor,
     PagePath((product, name)): PagePath<(Name, Name)>,
 ) -> Result<Response, Stop> {
-    let _turn = app.live.turn().await;
     let caller = visitor.caller::<ToRead>()?;
     let at = || PathParams((product.clone(), name.clone()));
     let Json(channel) = channels::show(State(app.clone()), caller, at()).await?;
     let Json(list) = rollouts::list(State(app.clone()), visitor.caller()?, at()).await?;
-    let detail = match list.rollouts.is_empty() {
-        true => None,
-        false => Some(rollouts::show(State(app.clone()), visitor.caller()?, at()).await?.0),
+    let detail = match rollouts::current(&app, &product, &name).await? {
+        None => None,
+        Some(row) => Some(sums::of_rollout(&app, row).await?),
     };
     let of = PathParams(product.clone());
     let Json(releases) = releases::list(State(app.clone()), visitor.caller()?, of, offered()).await?;
@@ -123,8 +123,8 @@ pub(super) async fn show(
     let page = ChannelPage {
         frame: visitor.frame(format!("{product}:{name}"), "products"),
         waves: detail.iter().flat_map(|detail| &detail.waves).cloned().map(wave).collect(),
-        bytes: detail.as_ref().map(bytes).unwrap_or_default(),
-        orders: detail.as_ref().filter(|_| may_move).map(orders).unwrap_or_default(),
+        bytes: detail.as_deref().map(bytes).unwrap_or_default(),
+        orders: detail.as_deref().filter(|_| may_move).map(orders).unwrap_or_default(),
         earlier: list
             .rollouts
             .into_iter()

@@ -12,7 +12,7 @@ use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use futures::StreamExt;
 use futures::stream::unfold;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +44,8 @@ pub(in super::super) struct Live {
     streams: Arc<Mutex<HashMap<[u8; 32], usize>>>,
     /// Turns of pages that read the rows of a whole fleet.
     turns: Semaphore,
+    /// Signalled when sums were made anew after a page had shown older ones.
+    news: Arc<Notify>,
     /// Ends all streams.
     stop: CancellationToken,
 }
@@ -60,6 +62,7 @@ impl Default for Live {
             changes: Mutex::default(),
             streams: Arc::default(),
             turns: Semaphore::new(TURNS),
+            news: Arc::default(),
             stop: CancellationToken::new(),
         }
     }
@@ -77,6 +80,11 @@ impl Live {
         self.turns.acquire().await.expect("the semaphore is never closed")
     }
 
+    /// Tells open pages that there is something newer than what they show.
+    pub(super) fn note_news(&self) {
+        self.news.notify_one();
+    }
+
     /// Number of changes; one task for all pages keeps it.
     fn changes(&self, origin: &Arc<Origin>) -> watch::Receiver<u64> {
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,14 +92,14 @@ impl Live {
             return changes.number.clone();
         }
         let (tell, number) = watch::channel(0);
-        let task = tokio::spawn(look(origin.clone(), tell));
+        let task = tokio::spawn(look(origin.clone(), self.news.clone(), tell));
         *changes = Some(Changes { number: number.clone(), task });
         number
     }
 }
 
 /// Looks for changes until no page is open any more. One receiver is that of [`Changes`] itself.
-async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
+async fn look(origin: Arc<Origin>, news: Arc<Notify>, tell: watch::Sender<u64>) {
     let mut last = None;
     let mut looks_alone = 0;
     // The first page has its receiver only after a moment.
@@ -115,7 +123,10 @@ async fn look(origin: Arc<Origin>, tell: watch::Sender<u64>) {
             }
             Err(error) => tracing::warn!(error = %Chain(&error), "cannot look for changes for the web page"),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = news.notified() => tell.send_modify(|number| *number += 1),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod page;
 mod products;
 mod session;
 mod storage;
+mod sums;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ use page::Stop;
 
 pub(super) use live::Live;
 pub use oidc::{Provider, ProviderError};
+pub(super) use sums::Sums;
 
 /// Everything comes from this origin, and nothing is inline.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \

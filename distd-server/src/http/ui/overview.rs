@@ -7,17 +7,16 @@ use askama::Template;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use distd_core::api::{FleetRelease, FleetStatus, RolloutStage, Scope};
-use distd_core::fleet::rollout::WaveCounts;
+use distd_core::api::{FleetRelease, FleetStatus, RolloutStage, RolloutWave, Scope};
 use distd_core::names::Name;
 
 use super::super::auth::{ToRead, ToView};
-use super::super::body::QueryParams;
-use super::super::{ApiError, App, fleet, state};
+use super::super::{ApiError, App, state};
 use super::charts::{History, Part, bar, progress, series};
 use super::filters;
 use super::page::{Frame, Page, Stop};
 use super::session::Visitor;
+use super::sums;
 
 /// Most rollouts under way that the page describes.
 const ROLLOUTS_MAX: usize = 20;
@@ -45,7 +44,7 @@ struct Alert {
 }
 
 struct Fleet {
-    status: FleetStatus,
+    status: Arc<FleetStatus>,
     update: Vec<Part>,
     contact: Vec<Part>,
     channels: Vec<Channel>,
@@ -88,7 +87,6 @@ fn update_parts(status: &FleetStatus) -> Vec<Part> {
 }
 
 pub(super) async fn show(State(app): State<Arc<App>>, visitor: Visitor) -> Result<Response, Stop> {
-    let _turn = app.live.turn().await;
     let mut alerts = not_ready(&app).await;
     let fleet = match visitor.may(Scope::View) {
         true => Some(fleet_of(&app, &visitor, &mut alerts).await?),
@@ -114,9 +112,8 @@ async fn not_ready(app: &Arc<App>) -> Vec<Alert> {
 }
 
 async fn fleet_of(app: &Arc<App>, visitor: &Visitor, alerts: &mut Vec<Alert>) -> Result<Fleet, Stop> {
-    let caller = visitor.caller::<ToView>()?;
-    let everything = QueryParams(fleet::Selected::default());
-    let Json(status) = fleet::status(State(app.clone()), caller, everything).await?;
+    visitor.caller::<ToView>()?;
+    let status = sums::of_fleet(app).await?;
     if status.update.failed > 0 {
         let devices = status.update.failed;
         let text = format!("{devices} device{} failed to update", if devices == 1 { "" } else { "s" });
@@ -175,21 +172,21 @@ async fn under_way(
     rows.truncate(ROLLOUTS_MAX);
     let mut shown = Vec::new();
     for row in rows {
-        let status = app.origin.rollout_status(&row).await.map_err(ApiError::from)?;
+        let detail = sums::of_rollout(app, row.clone()).await?;
         if row.stage == RolloutStage::Halted {
             let text = format!("The rollout of {}@{} is halted: {}", row.product, row.version, row.reason);
             alerts.push(Alert { text, to: format!("/ui/products/{}/channels/{}", row.product, row.channel) });
         }
-        let sum = |of: fn(&WaveCounts) -> u64| status.waves.iter().map(|wave| of(&wave.counts)).sum::<u64>();
+        let sum = |of: fn(&RolloutWave) -> u64| detail.waves.iter().map(of).sum::<u64>();
         shown.push(UnderWay {
             progress: progress(
-                sum(|wave| wave.members),
+                sum(|wave| wave.devices),
                 sum(|wave| wave.succeeded),
                 sum(|wave| wave.trying),
                 sum(|wave| wave.failed),
             ),
-            wave: status.waves.iter().filter(|wave| wave.row.opened.is_some()).count(),
-            waves: status.waves.len(),
+            wave: detail.waves.iter().filter(|wave| wave.opened.is_some()).count(),
+            waves: detail.waves.len(),
             product: row.product.to_string(),
             channel: row.channel.to_string(),
             version: row.version.to_string(),
