@@ -34,7 +34,7 @@ const until = async (path, words) => {
 };
 
 if (step === "device") {
-  await until("/ui/nodes", ["device", "up to date"]);
+  await until("/ui/nodes", ["device", "os:stable 1 up_to_date"]);
 } else {
   await until("/ui/products/os/channels/stable", ["rollout of 2"]);
   await until("/ui/products/os/channels/stable", ["complete", "points to 2"]);
