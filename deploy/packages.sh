@@ -33,6 +33,7 @@ for program in distd distd-server distd-peer; do ln "$target/$profile/$program" 
 pages=(--profile demo); [ "$profile" = release ] || pages=()
 DISTD_WRITE_PAGES=$files/release/pages \
   cargo test -q --workspace --bins --locked "${pages[@]}" each_command_has_a_page_and_completions >/dev/null
+gzip -9n "$files"/release/pages/man/*
 fast=(); [ "$profile" = release ] || fast=(--fast)
 for package in distd-server distd-peer distd-client; do
   CARGO_TARGET_DIR=$files cargo deb -q --no-build --locked --strip -p "$package" -o "$out/" "${fast[@]}"

@@ -79,6 +79,8 @@ fn complete(line: &mut CommandLine, edit: &FileEdit, asking: &Questions) -> anyh
         let data = asking.ask("Directory for keys and data", DATA)?;
         line.insert("data", vec![data]);
     }
+    // Later orders change what they name, and ask no more.
+    let is_first = !edit.has("name");
     if is_open(line, "name") {
         let question =
             "Names or addresses at which people and devices reach this origin, separated by commas";
@@ -91,7 +93,7 @@ fn complete(line: &mut CommandLine, edit: &FileEdit, asking: &Questions) -> anyh
         ("db", "Database, postgres://USER:PASSWORD@HOST/NAME; empty for SQLite in that directory"),
         ("store", "Object store, s3://BUCKET/PREFIX; empty for files in that directory"),
     ] {
-        if is_open(line, key) {
+        if is_first && is_open(line, key) {
             let answer = asking.ask(question, "")?;
             if !answer.is_empty() {
                 line.insert(key, vec![answer]);

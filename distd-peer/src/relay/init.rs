@@ -109,6 +109,8 @@ fn complete(order: &mut InitOrder, edit: &FileEdit, asking: &Questions) -> std::
         let data = asking.ask("Directory for key, certificate and cache", DATA)?;
         line.insert("data", vec![data]);
     }
+    // Later orders change what they name, and ask no more.
+    let is_first = !edit.has("parents");
     if is_open(line, "parents") {
         let parents =
             asking.ask("Parents, the origin or relays, HOST:PORT, nearest first, separated by commas", "")?;
@@ -118,11 +120,11 @@ fn complete(order: &mut InitOrder, edit: &FileEdit, asking: &Questions) -> std::
             line.insert("parents", parents);
         }
     }
-    if is_open(line, "cache.max_bytes") && asking.is_answered() {
+    if is_first && is_open(line, "cache.max_bytes") && asking.is_answered() {
         let bytes = asking.ask("Most bytes of the cache", "10000000000")?;
         line.insert("cache.max_bytes", vec![bytes]);
     }
-    if token.is_none() && asking.is_answered() {
+    if is_first && token.is_none() && asking.is_answered() {
         let text = asking
             .ask("Join token, made by distd token join --role relay; empty if the relay has joined", "")?;
         if !text.is_empty() {
