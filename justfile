@@ -31,6 +31,10 @@ sim RUNS="25":
 bench:
     tests/bench/compare.sh
 
+# Debian packages of origin, relay and device
+packages:
+    deploy/packages.sh
+
 # Two releases, an origin, a relay and three devices on loopback
 demo:
     deploy/demo.sh

@@ -21,7 +21,7 @@ began=$SECONDS
 # A first build in a clone has nothing to build upon: what incremental builds keep would only fill the disk.
 [ -d "${CARGO_TARGET_DIR:-target}" ] || export CARGO_INCREMENTAL=0
 
-[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils mandoc:mandoc zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm mmdebstrap:mmdebstrap dpkg-shlibdeps:dpkg-dev
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -33,6 +33,13 @@ cleanup() {
   rm -rf "$work"
 }
 trap cleanup EXIT
+
+# A Debian that tests/install boots comes over the network, which is idle while this builds.
+debian=
+if [ -z "$quick" ] && [ "$(id -u)" = 0 ]; then
+  export DISTD_TEST_DEBIAN_ROOT=$PWD/target/tmp/debian.tar
+  (. tests/lib/machine.sh; debian_root "$DISTD_TEST_DEBIAN_ROOT") >"$work/debian.log" 2>&1 & debian=$!
+fi
 
 echo "== formatting"
 cargo fmt --all --check
@@ -82,6 +89,14 @@ cargo build --workspace --bins --locked
 # Without examples, which clippy has checked: linking them takes minutes.
 cargo nextest run --workspace --tests --locked --no-fail-fast
 cargo test --workspace --doc --locked
+
+echo "== packages on booted systems"
+if [ -z "$debian" ] || ! wait "$debian"; then
+  echo "NOT RUN: the packages on booted systems: not root, or no Debian root: $(tail -n 1 "$work/debian.log" 2>/dev/null || true)"
+else
+  deploy/packages.sh --debug "$work/packages"
+  tests/install/run.sh "$work/packages"
+fi
 
 echo "== what pulls do, once more where UDP is dropped"
 # Without tests of neighbours and sites: these exchange over QUIC only.

@@ -198,6 +198,10 @@ fn main() -> ExitCode {
 }
 
 #[cfg(test)]
+#[path = "../../tests/lib/pages.rs"]
+mod pages;
+
+#[cfg(test)]
 mod tests {
     use clap::CommandFactory;
 
@@ -217,6 +221,11 @@ mod tests {
             }
         }
         check(&Cli::command());
+    }
+
+    #[test]
+    fn each_command_has_a_page_and_completions() {
+        pages::check(Cli::command(), "1");
     }
 
     #[test]

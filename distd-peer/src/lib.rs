@@ -62,6 +62,7 @@ pub mod rates;
 pub mod relay;
 pub mod seldom;
 pub mod serve;
+pub mod service;
 pub mod settings;
 pub mod share;
 pub mod store;

@@ -1,11 +1,12 @@
 //! `distd-peer`: the relay daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_peer::relay::{self, ImportResult, Outcome, RelaySettings};
+use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::token::JoinToken;
 use tracing_subscriber::EnvFilter;
@@ -20,6 +21,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write the settings of this relay, after questions on the terminal or by options alone.
+    ///
+    /// Each option is written to the file; all else in it stays. The difference is shown first, and
+    /// nothing is written without consent.
+    Init(InitArgs),
     /// Serve as a relay until stopped.
     Run(RunArgs),
     /// Hand a bundle, made by distd export, over to the relay of this machine.
@@ -42,6 +48,24 @@ struct RunArgs {
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
+}
+
+#[derive(Args)]
+struct InitArgs {
+    #[command(flatten)]
+    settings: TableArgs<RelayOptions>,
+    /// File that holds the join token, which the relay takes at its first start.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// TOML file to write.
+    #[arg(long, value_name = "FILE", default_value = relay::CONFIG)]
+    config: PathBuf,
+    /// Ask nothing, and write the file.
+    #[arg(long)]
+    yes: bool,
+    /// Start the relay's systemd unit, now and at each boot.
+    #[arg(long)]
+    start: bool,
 }
 
 #[derive(Args)]
@@ -75,10 +99,10 @@ impl TableOptions for RelayOptions {
     const TABLE: Table<relay::Values> = relay::TABLE;
 }
 
-/// Reads the join token from the option or from its file; `None` if neither is given.
-fn join_token(args: &RunArgs) -> anyhow::Result<Option<JoinToken>> {
-    let text = match (&args.token, &args.token_file) {
-        (Some(text), _) => text.clone(),
+/// Reads the join token from its text or from its file; `None` if neither is given.
+fn join_token(text: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<JoinToken>> {
+    let text = match (text, file) {
+        (Some(text), _) => text.to_owned(),
         (None, Some(path)) => std::fs::read_to_string(path)
             .with_context(|| format!("could not read the join token from {}", path.display()))?,
         (None, None) => return Ok(None),
@@ -93,8 +117,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         print!("{}", settings.effective());
         return Ok(());
     }
-    let token = join_token(&args)?;
-    let running = relay::start(settings.config(), token.as_ref()).await?;
+    let token = join_token(args.token.as_deref(), args.token_file.as_deref())?;
+    let manager = ServiceManager::of_environment();
+    let running = manager.patiently(relay::start(settings.config(), token.as_ref())).await?;
     if running.recovered.tail_chunks > 0 || running.recovered.rebuilt {
         tracing::info!(recovered = ?running.recovered, "store recovered");
     }
@@ -106,9 +131,20 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         println!("metrics on http://{address}/metrics");
     }
     println!("next: distd pull PRODUCT@VERSION --out FILE --parent {}", running.address);
-    distd_peer::process::told_to_end().await?;
+    manager.ready(&format!("listening on {}", running.address));
+    tokio::select! {
+        told = distd_peer::process::told_to_end() => told?,
+        () = manager.watched(|| running.serves()) => {}
+    }
+    manager.stopping();
     running.stop().await?;
     Ok(())
+}
+
+fn init(args: InitArgs) -> anyhow::Result<()> {
+    let InitArgs { settings, token_file, config, yes, start } = args;
+    let token = join_token(None, token_file.as_deref())?;
+    Ok(relay::init(relay::InitOrder { line: settings.line, config, token, yes, start })?)
 }
 
 fn import(args: &ImportArgs) -> anyhow::Result<()> {
@@ -152,6 +188,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => runtime.block_on(run(args)),
         Command::Import(args) => import(&args),
+        Command::Init(args) => init(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -159,5 +196,21 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../tests/lib/pages.rs"]
+mod pages;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn each_command_has_a_page_and_completions() {
+        pages::check(Cli::command(), "8");
     }
 }

@@ -16,6 +16,10 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches};
 
+mod edit;
+
+pub use edit::{EditError, FileEdit, Questions};
+
 /// Largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -166,6 +170,11 @@ impl SettingsFile {
     /// Takes the content of `path` that the caller read.
     pub fn of_bytes(path: PathBuf, bytes: Vec<u8>) -> Self {
         Self { path, text: String::from_utf8(bytes).map_err(|_| "is not text in UTF-8".to_owned()) }
+    }
+
+    /// Path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Parses the file.

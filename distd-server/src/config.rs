@@ -239,8 +239,19 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         file: Option<&Path>,
     ) -> Result<Self, SettingsError> {
-        let read = file.map(SettingsFile::read);
-        let (mut settings, mut problems) = TABLE.resolve(command_line, environment, read.as_ref());
+        Self::of(command_line, environment, file.map(SettingsFile::read).as_ref())
+    }
+
+    /// Like [`Self::resolve`], with a file that was read.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with one line for each mistake.
+    pub fn of(
+        command_line: &CommandLine,
+        environment: impl Fn(&str) -> Option<String>,
+        file: Option<&SettingsFile>,
+    ) -> Result<Self, SettingsError> {
+        let (mut settings, mut problems) = TABLE.resolve(command_line, environment, file);
         settings.complete(|values, is_default| {
             let places = Places::in_dir(&values.data);
             if is_default("db") {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod db;
 pub mod http;
 pub mod ingest;
+pub mod init;
 pub mod locks;
 pub mod offline;
 pub mod origin;

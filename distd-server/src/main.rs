@@ -8,8 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_server::config::{self, ENV_CONFIG, Settings, parse_bundle_validity, parse_validity};
+use distd_server::init;
 use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::{OwnerError, Places};
 use distd_server::replica::{CHANGE, Replica};
@@ -29,6 +31,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write the settings of this origin, after questions on the terminal or by options alone.
+    ///
+    /// Each option is written to the file; all else in it stays. The difference is shown first, and
+    /// nothing is written without consent.
+    Init(Box<InitArgs>),
     /// Serve until stopped. A new data directory is set up first.
     ///
     /// Ends with 3 when another distd-server has taken the database or the store over.
@@ -270,6 +277,21 @@ impl<T: TableOptions> SettingArgs<T> {
 }
 
 #[derive(Args)]
+struct InitArgs {
+    #[command(flatten)]
+    options: TableArgs<AllOptions>,
+    /// TOML file to write.
+    #[arg(long, value_name = "FILE", default_value = init::CONFIG)]
+    config: PathBuf,
+    /// Ask nothing, and write the file.
+    #[arg(long)]
+    yes: bool,
+    /// Start the origin's systemd unit, now and at each boot.
+    #[arg(long)]
+    start: bool,
+}
+
+#[derive(Args)]
 struct ServeArgs {
     #[command(flatten)]
     settings: SettingArgs<AllOptions>,
@@ -415,6 +437,10 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(*args).await?,
         Command::Work(args) => work(*args).await?,
+        Command::Init(args) => {
+            let InitArgs { options, config, yes, start } = *args;
+            init::init(init::InitOrder { line: options.line, config, yes, start })?;
+        }
         Command::Fsck(args) => return fsck(args).await,
         Command::Backup { to, places } => backup(&to, &places.places()?).await?,
         Command::Restore { from, places } => restore(&from, &places.places()?).await?,
@@ -473,11 +499,15 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let running = started?;
     announce(&running).context("could not write to standard output")?;
+    let manager = ServiceManager::of_environment();
+    manager.ready(&format!("listening on {} for HTTPS, {} for nodes", running.http, running.quic));
     let overtaken = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         overtaken = running.overtaken() => Some(overtaken),
+        () = manager.watched(|| running.serves()) => None,
     };
+    manager.stopping();
     match &overtaken {
         Some(overtaken) => tracing::error!("{overtaken}"),
         None => tracing::info!("stopping"),
@@ -523,21 +553,29 @@ async fn serve_among_replicas(
     mut terminate: Signal,
     mut interrupt: Signal,
 ) -> anyhow::Result<()> {
+    let manager = ServiceManager::of_environment();
     let mut replica = Replica::join(settings, places).await?;
     loop {
         let running = tokio::select! {
             running = replica.start() => running?,
+            // A database that is away for minutes is no fault of this process.
+            () = manager.watched(|| true) => break,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         };
         announce(&running).context("could not write to standard output")?;
+        let part = if running.origin.follows() { "follows" } else { "leads" };
+        manager
+            .ready(&format!("{part}, listening on {} for HTTPS, {} for nodes", running.http, running.quic));
         let ended = tokio::select! {
             _ = terminate.recv() => None,
             _ = interrupt.recv() => None,
             changed = replica.changes(&running) => Some(changed),
+            () = manager.watched(|| running.serves()) => None,
         };
         let Some(changed) = ended else {
             tracing::info!("stopping");
+            manager.stopping();
             tokio::select! {
                 _ = running.stop(STOP) => {}
                 _ = terminate.recv() => {}
@@ -613,4 +651,20 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         cause.is::<Overtaken>() || matches!(cause.downcast_ref(), Some(OwnerError::Overtaken))
     };
     if error.chain().any(is_overtaken) { ExitCode::from(EXIT_OVERTAKEN) } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+#[path = "../../tests/lib/pages.rs"]
+mod pages;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn each_command_has_a_page_and_completions() {
+        pages::check(Cli::command(), "8");
+    }
 }

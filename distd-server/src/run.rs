@@ -277,6 +277,12 @@ async fn start_part(
 }
 
 impl Running {
+    /// Whether each of the tasks runs that answer requests and nodes, and that maintain the origin.
+    pub fn serves(&self) -> bool {
+        let Self { http_task, quic_task, nodes_task, maintenance, .. } = self;
+        [http_task, quic_task, nodes_task, maintenance].iter().all(|task| !task.is_finished())
+    }
+
     /// Waits until another process has taken the database or the store over: this one must end
     /// then.
     pub async fn overtaken(&self) -> Overtaken {

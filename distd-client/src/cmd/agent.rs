@@ -7,6 +7,7 @@ use distd_client::follow::FollowRequest;
 use distd_client::gateway::GatewayRequest;
 use distd_client::share::Sharing;
 use distd_client::share::agent::{Agent, AgentRequest};
+use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 
 /// Serve the artifacts installed on this device to the neighbours of its site, and install the
@@ -56,7 +57,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         gateway: GatewayRequest::of(&settings, context.data())?,
         apt: settings.apt().cloned(),
     };
-    let agent = Agent::start(request).await?;
+    let manager = ServiceManager::of_environment();
+    let agent = manager.patiently(Agent::start(request)).await?;
     println!("agent listening on {}", agent.address);
     if let Some(gateway) = &agent.gateway {
         let scheme = if gateway.is_tls { "https" } else { "http" };
@@ -68,5 +70,5 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     if let Some(at) = agent.metrics {
         println!("metrics on http://{at}/metrics");
     }
-    agent.run().await
+    agent.run(&manager).await
 }

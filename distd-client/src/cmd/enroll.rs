@@ -6,6 +6,7 @@ use anyhow::{Context as _, anyhow};
 use distd_core::role::Role;
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::enrollment::{self, EnrollmentError};
+use distd_peer::service;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::enroll::{EnrollMessage, LABEL_BYTES_MAX};
 use distd_peer::trust::identity::NodeIdentity;
@@ -21,7 +22,7 @@ use distd_client::failure::{Code, Failure, code_of_enrollment};
 /// Join a realm: get a certificate for this device with a join token.
 ///
 /// The token names the realm's CA, so enrolment is safe on any network. Later pulls use the parents
-/// given here.
+/// given here, and an agent also the site and the channel to follow.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("whom").required(true).multiple(true).args(["server", "parent"])))]
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
@@ -46,9 +47,18 @@ pub(crate) struct Args {
     /// Allow an http:// URL with a loopback address.
     #[arg(long)]
     plain_http: bool,
+    /// Start the agent's systemd unit, now and at each boot.
+    #[arg(long)]
+    start: bool,
     #[command(flatten)]
     settings: TableArgs<EnrollOptions>,
 }
+
+/// Unit of the agent.
+const UNIT: &str = "distd-agent.service";
+
+/// Settings that are remembered where they are given: what `distd agent` is to do here.
+const REMEMBERED: [&str; 4] = ["site", "metered", "follow.channel", "follow.directory"];
 
 /// Settings that matter to an enrolment.
 enum EnrollOptions {}
@@ -58,7 +68,7 @@ impl TableOptions for EnrollOptions {
     const TABLE: Table<config::Values> = config::TABLE;
 
     fn has(key: &str) -> bool {
-        ["transport", "connectivity"].contains(&key)
+        ["transport", "connectivity"].contains(&key) || REMEMBERED.contains(&key)
     }
 }
 
@@ -104,6 +114,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         context.remember(&[("parents", Some(args.parent.clone().into()))])?;
         args.parent
     };
+    // Each passed its check when the settings were resolved.
+    let line = &args.settings.line;
+    let kept = line.iter().filter(|(key, _)| REMEMBERED.contains(key)).map(|(key, texts)| {
+        let text = texts.last().cloned().unwrap_or_default();
+        (*key, Some(text.parse::<bool>().map_or_else(|_| text.into(), toml::Value::from)))
+    });
+    context.remember(&kept.collect::<Vec<_>>())?;
     let enrolled = Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents };
     context.output().result(&enrolled, |enrolled| {
         let until = distd_client::text::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
@@ -113,7 +130,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         )
     })?;
     let parent = if enrolled.parents.is_empty() { " --parent HOST:PORT" } else { "" };
-    context.output().note(&format!("next: distd pull PRODUCT:CHANNEL --out FILE{parent}"));
+    if args.start {
+        let started = service::start(UNIT).context("the device is enrolled, but its agent was not started");
+        return started.map_err(|e| Failure::new(Code::Local, e).into());
+    }
+    let next = match settings.follow.is_some() {
+        true => "systemctl enable --now distd-agent, or: distd agent".to_owned(),
+        false => format!("distd pull PRODUCT:CHANNEL --out FILE{parent}"),
+    };
+    context.output().note(&format!("next: {next}"));
     Ok(())
 }
 

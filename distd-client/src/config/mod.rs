@@ -361,7 +361,7 @@ impl Settings {
 }
 
 /// Puts values into `client.toml` in `data`, and leaves everything else in it: `None` removes a
-/// key. The file has mode 0600.
+/// key. A dot separates a section from its key. The file has mode 0600.
 ///
 /// # Errors
 /// [`ConfigError`]; the file is unchanged.
@@ -373,9 +373,20 @@ pub fn remember(data: &Path, changes: &[(&str, Option<toml::Value>)]) -> Result<
         None => toml::Table::new(),
     };
     for (key, value) in changes {
+        let (table, key) = match key.split_once('.') {
+            Some((section, key)) => {
+                let below = table.entry(section).or_insert_with(|| toml::Table::new().into());
+                let Some(below) = below.as_table_mut() else {
+                    let wrong = format!("{}: {section} is no section", path.display());
+                    return Err(ConfigError::Contents(SettingsError(vec![wrong])));
+                };
+                (below, key)
+            }
+            None => (&mut table, *key),
+        };
         match value {
-            Some(value) => table.insert((*key).to_owned(), value.clone()),
-            None => table.remove(*key),
+            Some(value) => table.insert(key.to_owned(), value.clone()),
+            None => table.remove(key),
         };
     }
     Ok(files::write_atomic(&path, table.to_string().as_bytes(), 0o600)?)
@@ -447,6 +458,11 @@ mod tests {
         assert_eq!(settings.parents, ["relay:4433"]);
         assert_eq!((settings.site.as_deref(), settings.linger.as_secs()), (Some("hall"), 7));
         assert_eq!(settings.limits().windows.len(), 1);
+        let channel = toml::Value::from("os:stable");
+        remember(dir.path(), &[("follow.channel", Some(channel))]).expect("remember");
+        let follow = Settings::of_file(dir.path()).expect("settings").follow.clone().expect("a channel");
+        assert_eq!(follow.to_string(), "os:stable");
+        remember(dir.path(), &[("parents.x", Some(1.into()))]).expect_err("parents is no section");
         remember(dir.path(), &[("server", None)]).expect("forget");
         assert!(Settings::of_file(dir.path()).expect("load").server.is_none());
         assert_eq!(std::fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);

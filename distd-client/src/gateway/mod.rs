@@ -246,7 +246,7 @@ fn server_config(chain: &Path, key: &Path) -> anyhow::Result<Arc<rustls::ServerC
         .with_context(|| unreadable(chain))
         .map_err(usage)
         .map(|certificates: Vec<CertificateDer<'static>>| certificates);
-    let secret = files::read_secret(key).map_err(|error| Failure::new(Code::Local, error.into()))?;
+    let secret = files::read_granted(key).map_err(|error| Failure::new(Code::Local, error.into()))?;
     let secret = secret.ok_or_else(|| usage(anyhow!("there is no key at {}", key.display())))?;
     let secret = PrivateKeyDer::from_pem_slice(&secret)
         .with_context(|| format!("{} has no private key in PEM form", key.display()))

@@ -21,6 +21,7 @@ use distd_peer::news::{self, Newsroom};
 use distd_peer::process::told_to_end;
 use distd_peer::random;
 use distd_peer::rates::Throttle;
+use distd_peer::service::ServiceManager;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -161,11 +162,12 @@ impl Agent {
         })
     }
 
-    /// Runs until SIGTERM or ctrl-c.
+    /// Runs until SIGTERM or ctrl-c, and tells `manager` that it runs and works.
     ///
     /// # Errors
     /// When the system lets the process watch no signals.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, manager: &ServiceManager) -> anyhow::Result<()> {
+        manager.ready(&format!("listening on {}", self.address));
         let Self { node, lateral, outbound, measuring, serves, follower, gateway, apt, news, upload, .. } =
             self;
         let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
@@ -187,7 +189,14 @@ impl Agent {
         let mut giving = gateway.map(|gateway| tokio::spawn(gateway.run(stopped.clone())));
         let mut proxying = apt.map(|apt| tokio::spawn(apt.run(stopped.clone())));
         let mut following = follower.map(|follower| tokio::spawn(follower.run(stopped)));
-        told_to_end().await?;
+        // These end only when they are told to.
+        let work: Vec<_> =
+            [&following, &giving].into_iter().flatten().map(JoinHandle::abort_handle).collect();
+        tokio::select! {
+            told = told_to_end() => told?,
+            () = manager.watched(|| work.iter().all(|task| !task.is_finished())) => {}
+        }
+        manager.stopping();
         renewing.abort();
         stop.send_replace(true);
         if let Some(following) = &mut following {

@@ -266,8 +266,20 @@ impl RelaySettings {
         environment: impl Fn(&str) -> Option<String>,
         file: Option<&Path>,
     ) -> Result<Self, SettingsError> {
-        let read = file.map(SettingsFile::read);
-        let (values, mut problems) = TABLE.resolve(command_line, environment, read.as_ref());
+        Self::of(command_line, environment, file.map(SettingsFile::read).as_ref())
+    }
+
+    /// Like [`Self::resolve`], with a file that was read.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with one line for each mistake.
+    pub fn of(
+        command_line: &CommandLine,
+        environment: impl Fn(&str) -> Option<String>,
+        read: Option<&SettingsFile>,
+    ) -> Result<Self, SettingsError> {
+        let (values, mut problems) = TABLE.resolve(command_line, environment, read);
+        let file = read.map(SettingsFile::path);
         let limits = match values.sections.get(LIMITS) {
             Some(section) => limits(section).unwrap_or_else(|wrong| {
                 let file = file.unwrap_or(Path::new("")).display();

@@ -12,7 +12,7 @@ use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Relay, RelayConfig, import};
 use crate::apt;
@@ -110,6 +110,8 @@ pub struct Running {
     /// Result of opening the store.
     pub recovered: Recovered,
     endpoint: Endpoint,
+    /// The tasks that answer nodes, which end only with the relay.
+    serving: [AbortHandle; 2],
     tasks: JoinSet<()>,
 }
 
@@ -196,7 +198,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         }
         None => None,
     };
-    tasks.spawn(server.clone().run(endpoint.clone()));
+    let over_quic = tasks.spawn(server.clone().run(endpoint.clone()));
     let mut tls = https_parent(credentials.clone(), &ca)?;
     let mut apt = None;
     if let Some(proxy) = proxy {
@@ -212,7 +214,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
             });
         }
     }
-    tasks.spawn(server.clone().run_tcp(listener, tls));
+    let serving = [over_quic, tasks.spawn(server.clone().run_tcp(listener, tls))];
     tasks.spawn(commit_regularly(store));
     tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
     let passing_on = relay.clone();
@@ -226,7 +228,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         tasks.spawn(import::import_regularly(relay.clone(), config.data.clone(), root.to_vec()));
     }
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
-    Ok(Running { relay, server, address, metrics, apt, recovered, endpoint, tasks })
+    Ok(Running { relay, server, address, metrics, apt, recovered, endpoint, serving, tasks })
 }
 
 /// Enrols, and tries again for as long as no parent can be reached: at boot the network may come up
@@ -335,6 +337,11 @@ async fn commit_regularly(store: Arc<EdgeStore>) {
 }
 
 impl Running {
+    /// Whether the tasks run that answer nodes.
+    pub fn serves(&self) -> bool {
+        self.serving.iter().all(|task| !task.is_finished())
+    }
+
     /// Stops serving and makes everything stored durable.
     pub async fn stop(mut self) -> Result<(), StoreError> {
         self.endpoint.close(crate::net::close_code(distd_core::proto::close::CloseCode::Done), b"");

@@ -3,11 +3,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::filesystem;
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{CWD, Gid, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 /// Maximum size of a key, certificate or root metadata file that is read, bytes. A certificate
@@ -24,6 +24,12 @@ pub enum FileError {
         path: PathBuf,
         /// Permission bits of the file.
         mode: u32,
+    },
+    /// The file is secret, and belongs neither to root nor to the user of this process.
+    #[error("{path} belongs to another user, who could change it; run: chown root {path}")]
+    Foreign {
+        /// Path of the file.
+        path: PathBuf,
     },
     /// The file is longer than [`TRUST_FILE_BYTES_MAX`].
     #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, the most such a file may have")]
@@ -99,6 +105,27 @@ fn keeps_modes_beside(path: &Path) -> bool {
     mode.map_or(true, |mode| mode == 0o600)
 }
 
+/// Reads a secret file that another program handed to this one, such as a credential of systemd or
+/// a secret of a container, which come with mode 0440; `None` if it does not exist. The file must
+/// belong to root or to this user, must not be writable by its group, and must be closed to other
+/// users (PostgreSQL accepts its key files by the same rule).
+pub fn read_granted(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FileError::io("open", path)(e)),
+    };
+    let meta = file.metadata().map_err(FileError::io("inspect", path))?;
+    let mode = meta.mode() & 0o777;
+    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+        return Err(FileError::Foreign { path: path.to_owned() });
+    }
+    if mode & 0o027 != 0 && keeps_modes_beside(path) {
+        return Err(FileError::TooOpen { path: path.to_owned(), mode });
+    }
+    read_bounded(file, path).map(Some)
+}
+
 fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
     let mut out = Vec::new();
     file.take(TRUST_FILE_BYTES_MAX + 1).read_to_end(&mut out).map_err(FileError::io("read", path))?;
@@ -154,6 +181,34 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileErro
     let tmp = Temporary::path_for(path);
     // The open file holds its lock until the rename.
     let part = Temporary::create(&tmp, mode).map_err(FileError::io("write", path))?;
+    filesystem::replace_by(part, &tmp, path, bytes)
+        .map_err(|failed| FileError::io(failed.step, path)(failed.cause))
+}
+
+/// Like [`write_atomic`], for a file that others may read: with exactly this mode, whatever the
+/// umask, and with `owner`, if any.
+pub fn write_atomic_as(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Option<(Uid, Gid)>,
+) -> Result<(), FileError> {
+    let tmp = Temporary::path_for(path);
+    let part = Temporary::create(&tmp, 0o600).map_err(FileError::io("write", path))?;
+    let set = || {
+        if let Some((user, group)) = owner {
+            let meta = part.metadata()?;
+            if (meta.uid(), meta.gid()) != (user.as_raw(), group.as_raw()) {
+                rustix::fs::fchown(&part, Some(user), Some(group))?;
+            }
+        }
+        part.set_permissions(fs::Permissions::from_mode(mode))
+    };
+    if let Err(error) = set() {
+        // The empty file is useless, and the first error is the one to report.
+        let _ = fs::remove_file(&tmp);
+        return Err(FileError::io("set the owner and mode of", path)(error));
+    }
     filesystem::replace_by(part, &tmp, path, bytes)
         .map_err(|failed| FileError::io(failed.step, path)(failed.cause))
 }
@@ -250,8 +305,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -316,6 +369,20 @@ mod tests {
         let bytes = read_secret(&path).expect("read").expect("a file");
         assert!(bytes.len() == 100 && bytes.iter().all(|byte| *byte == bytes[0]));
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn a_granted_secret_may_be_read_by_its_group_and_by_nobody_else() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        assert_eq!(read_granted(&path).expect("none"), None);
+        create_secret(&path, b"one").expect("create");
+        for (mode, is_good) in
+            [(0o600, true), (0o440, true), (0o400, true), (0o444, false), (0o660, false), (0o450, true)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            assert_eq!(read_granted(&path).is_ok(), is_good, "{mode:o}");
+        }
     }
 
     #[test]

@@ -202,13 +202,13 @@ fn secret_keeping(address: &str) -> Result<Url, String> {
 }
 
 impl Provider {
-    /// Reads the settings in the file at `path`, which only its owner may read.
+    /// Reads the settings in the file at `path`, a secret that was granted to this process.
     ///
     /// # Errors
     /// [`ProviderError::File`] and [`ProviderError::Settings`].
     pub fn open(path: &Path) -> Result<Self, ProviderError> {
         let wrong = |what: String| ProviderError::Settings { path: path.display().to_string(), what };
-        let text = files::read_secret(path)?.ok_or_else(|| wrong("it does not exist".to_owned()))?;
+        let text = files::read_granted(path)?.ok_or_else(|| wrong("it does not exist".to_owned()))?;
         let text = String::from_utf8(text).map_err(|_| wrong("it is no text".to_owned()))?;
         let mut config: ProviderConfig =
             toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
