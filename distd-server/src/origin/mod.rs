@@ -35,10 +35,12 @@ use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use distd_peer::news::Newsroom;
+use distd_peer::metrics::DurationsBy;
 use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
+use distd_peer::trust::tuf::wire::end_of;
 use self::bytes::ArtifactBytes;
 use self::manifests::ManifestCache;
 use crate::db::{Db, DbError, UnixSeconds, redact};
@@ -252,6 +254,8 @@ impl Origin {
     /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks)
     /// of these places.
     ///
+    /// Times that signing and storing took, by what was published.
+    publications: DurationsBy,
     /// Database, store and metadata are compared before anything in them is changed: what belongs
     /// to another realm, or to another time, is refused. Work that an earlier run left half done is
     /// finished; objects that it left behind are [swept](Self::sweep_at_start) later.
@@ -352,6 +356,7 @@ impl Origin {
             Ok(_) => {}
             Err(error) => {
                 let error = tracing::field::display(Chain(&error));
+            publications: DurationsBy::short(),
                 tracing::error!(
                     error,
                     "the next TUF root was not put in force: prepare it again with --replace"
@@ -454,6 +459,26 @@ impl Origin {
 
     /// Key and certificate of HTTPS and QUIC.
     pub fn credentials(&self) -> &Arc<Credentials> {
+    /// Times that publications took, by what was published.
+    pub fn publications(&self) -> &DurationsBy {
+        &self.publications
+    }
+
+    /// Ends of the validity of the timestamp and of the root, unix seconds; `None` for one that
+    /// cannot be read.
+    pub async fn metadata_ends(&self) -> [(&'static str, Option<u64>); 2] {
+        let (timestamp, root) =
+            tokio::join!(self.metadata.get("timestamp.json"), self.repository.root_json());
+        let timestamp = timestamp.ok().flatten().and_then(|json| end_of(&json));
+        [("timestamp", timestamp), ("root", root.ok().and_then(|json| end_of(&json)))]
+    }
+
+    /// Directories whose disks matter, with their uses.
+    pub fn directories(&self) -> Vec<(&'static str, &Path)> {
+        let store = self.ingest.store().directory().map(|directory| ("store", directory));
+        [("data", self.data.as_path())].into_iter().chain(store).collect()
+    }
+
         &self.credentials
     }
 

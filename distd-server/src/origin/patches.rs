@@ -210,6 +210,7 @@ impl Origin {
             Ok(Some(made)) => {
                 let (bytes, packed, patches) = (made.bytes, made.packed, made.patches);
                 let seconds = begin.elapsed().as_secs();
+                self.patches.counters.took(kind, true, begin.elapsed());
                 tracing::info!(%product, from, %to, patches, bytes, packed, seconds, "patch set ready");
                 if made.set.is_some() {
                     self.publish_patches(product).await?;
@@ -220,6 +221,7 @@ impl Origin {
             Err(MakeError::Stopped) => return Ok(false),
             Err(error) => {
                 self.patches.count_failure();
+                self.patches.counters.took(kind, false, begin.elapsed());
                 tracing::error!(%product, from, %to, error = %Chain(&error), "no patch set");
                 self.db.fail_patch_set(&row.key, &reason(&error), signed(unix_now())).await?;
             }

@@ -199,6 +199,13 @@ pub fn version_of(json: &[u8]) -> Option<u64> {
     serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
 }
 
+/// Returns `signed.expires` of a metadata file, unix seconds. It proves nothing.
+pub fn end_of(json: &[u8]) -> Option<u64> {
+    let file: serde_json::Value = serde_json::from_slice(json).ok()?;
+    let end: jiff::Timestamp = file.get("signed")?.get("expires")?.as_str()?.parse().ok()?;
+    u64::try_from(end.as_second()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
