@@ -90,6 +90,7 @@ enum Command {
     Status(cmd::status::Args),
     Update(cmd::update::Args),
     Rollback(cmd::update::RollbackArgs),
+    Webhook(cmd::webhook::Args),
     Why(cmd::why::Args),
 }
 
@@ -137,6 +138,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Rollback(args) => cmd::update::roll_back(context, args).await,
         Command::Status(args) => cmd::status::run(context, args),
         Command::Why(args) => cmd::why::run(context, args).await,
+        Command::Webhook(args) => cmd::webhook::run(context, args).await,
     }
 }
 

@@ -111,6 +111,7 @@ pub struct Running {
     nodes_task: JoinHandle<()>,
     maintenance: JoinHandle<()>,
     patches: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
     locks: Locks,
@@ -217,6 +218,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
+        webhooks: tokio::spawn(origin.clone().deliver_webhooks()),
         stop_patches,
         origin,
         app,
@@ -242,11 +244,13 @@ impl Running {
         let Self {
             stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, locks, ..
         } = self;
-        let Self { mut patches, stop_patches, .. } = self;
+        let Self { mut patches, webhooks, stop_patches, .. } = self;
         stop.send_replace(true);
         app.end_streams();
         stop_patches.cancel();
         maintenance.abort();
+        // A try that is cut off is made again after the next start.
+        webhooks.abort();
         let abort = http_task.abort_handle();
         let ended = tokio::time::timeout(deadline, async {
             if let Err(error) = http_task.await {

@@ -14,6 +14,7 @@ pub mod machine;
 pub mod netns;
 pub mod office;
 pub mod proxy;
+pub mod receiver;
 pub mod recorder;
 pub mod rng;
 pub mod sim;

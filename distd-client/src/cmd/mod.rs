@@ -39,4 +39,5 @@ pub(crate) mod ticket;
 pub(crate) mod token;
 pub(crate) mod update;
 pub(crate) mod verify;
+pub(crate) mod webhook;
 pub(crate) mod why;

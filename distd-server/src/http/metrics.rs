@@ -195,6 +195,7 @@ async fn text(app: &App) -> String {
         app.origin.publications(),
     );
 
+    app.origin.measure_webhooks(&mut out);
     out.serve(&app.counters);
     out.disks(app.origin.directories());
     let realm = app.origin.realm();
@@ -218,11 +219,12 @@ async fn state(app: &App, out: &mut Scrape) {
         db.nodes(),
         db.patch_sets_waiting(),
         db.rollouts_under_way(),
+        db.delivery_counts(),
         app.metrics.fleet(&app.origin)
     );
     out.gauge("distd_database_up", "Whether the database answers.", u64::from(state.is_ok()));
     match state {
-        Ok((uploads, bytes, emptied, nodes, patch_sets, rollouts, fleet)) => {
+        Ok((uploads, bytes, emptied, nodes, patch_sets, rollouts, (waiting, given_up), fleet)) => {
             out.gauge("distd_uploads_open", "Uploads open.", uploads.len() as u64);
             out.gauge("distd_patch_sets_waiting", "Patch sets queued or being made.", patch_sets);
             out.gauge("distd_pack_bytes", "Bytes of all packs in the object store.", bytes);
@@ -239,6 +241,12 @@ async fn state(app: &App, out: &mut Scrape) {
                 "distd_rollouts",
                 "Rollouts that have not ended, by state.",
                 stages.map(|stage| (by("state", stage.as_str()), of(stage))),
+            );
+            out.gauges(
+                "distd_webhook_deliveries",
+                "Events for webhooks that wait, and that were given up in the last 30 days.",
+                [("waiting", waiting), ("given_up", given_up)]
+                    .map(|(word, count)| (by("state", word), count)),
             );
             let FleetStatus { contact, mut update, .. } = fleet;
             let contacts =

@@ -24,6 +24,7 @@ mod rights;
 mod rollouts;
 mod root;
 mod statements;
+mod webhooks;
 mod withdraw;
 
 use std::num::NonZeroU64;
@@ -34,13 +35,13 @@ use std::time::Duration;
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
-use distd_peer::news::Newsroom;
 use distd_peer::metrics::DurationsBy;
+use distd_peer::news::Newsroom;
 use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
-
 use distd_peer::trust::tuf::wire::end_of;
+
 use self::bytes::ArtifactBytes;
 use self::manifests::ManifestCache;
 use crate::db::{Db, DbError, UnixSeconds, redact};
@@ -72,6 +73,8 @@ pub use revoked::RevokedListError;
 pub use rights::NodeRights;
 pub use rollouts::{RolloutError, RolloutStatus, WaveStatus};
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
+pub(crate) use webhooks::{SECRET_BYTES, secret_text};
+pub use webhooks::{WebhookError, WebhookOptions};
 pub use withdraw::{RemoveOrder, WithdrawError};
 
 /// Places of an origin's parts.
@@ -118,6 +121,8 @@ pub struct Tuning {
     pub limits: IngestLimits,
     /// When releases that nothing keeps are removed.
     pub gc: GcOptions,
+    /// Where webhooks may lead.
+    pub webhooks: WebhookOptions,
     /// Files with the public root keys of a new realm; if there is none, the origin makes a root
     /// key.
     pub offline_root: Vec<PathBuf>,
@@ -136,6 +141,7 @@ impl Default for Tuning {
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
             gc: GcOptions::default(),
+            webhooks: WebhookOptions::default(),
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
@@ -207,6 +213,9 @@ pub enum OpenError {
     /// Cleaning up after the last run failed.
     #[error(transparent)]
     Ingest(#[from] IngestError),
+    /// Webhooks cannot be sent.
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     /// The releases that the last run had committed could not be published.
     #[error("could not publish releases that were committed before")]
     Publish(#[from] PublishError),
@@ -245,7 +254,10 @@ pub struct Origin {
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
+    /// Times that signing and storing took, by what was published.
+    publications: DurationsBy,
     gc: GcOptions,
+    webhooks: webhooks::Sender,
     /// Products whose list of patch sets has to be signed again.
     relist: std::sync::Mutex<std::collections::BTreeSet<distd_core::names::Name>>,
 }
@@ -254,8 +266,6 @@ impl Origin {
     /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks)
     /// of these places.
     ///
-    /// Times that signing and storing took, by what was published.
-    publications: DurationsBy,
     /// Database, store and metadata are compared before anything in them is changed: what belongs
     /// to another realm, or to another time, is refused. Work that an earlier run left half done is
     /// finished; objects that it left behind are [swept](Self::sweep_at_start) later.
@@ -272,6 +282,7 @@ impl Origin {
             patches,
             limits,
             gc,
+            webhooks,
             offline_root,
             root_threshold,
         } = tuning;
@@ -345,7 +356,9 @@ impl Origin {
             rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
+            publications: DurationsBy::short(),
             gc,
+            webhooks: webhooks::Sender::new(webhooks)?,
             relist: Default::default(),
         });
         // A file that cannot be used must not keep a realm from signing its timestamp.
@@ -356,7 +369,6 @@ impl Origin {
             Ok(_) => {}
             Err(error) => {
                 let error = tracing::field::display(Chain(&error));
-            publications: DurationsBy::short(),
                 tracing::error!(
                     error,
                     "the next TUF root was not put in force: prepare it again with --replace"
@@ -447,18 +459,6 @@ impl Origin {
         &self.patches
     }
 
-    /// The CA.
-    pub fn realm(&self) -> &Realm {
-        &self.realm
-    }
-
-    /// The TUF files, as served under `/tuf/`.
-    pub fn metadata(&self) -> &Arc<ObjectMetadata> {
-        &self.metadata
-    }
-
-    /// Key and certificate of HTTPS and QUIC.
-    pub fn credentials(&self) -> &Arc<Credentials> {
     /// Times that publications took, by what was published.
     pub fn publications(&self) -> &DurationsBy {
         &self.publications
@@ -479,6 +479,18 @@ impl Origin {
         [("data", self.data.as_path())].into_iter().chain(store).collect()
     }
 
+    /// The CA.
+    pub fn realm(&self) -> &Realm {
+        &self.realm
+    }
+
+    /// The TUF files, as served under `/tuf/`.
+    pub fn metadata(&self) -> &Arc<ObjectMetadata> {
+        &self.metadata
+    }
+
+    /// Key and certificate of HTTPS and QUIC.
+    pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
     }
 
