@@ -8,6 +8,7 @@ pub(crate) mod cat;
 pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod ddi;
+pub(crate) mod doctor;
 pub(crate) mod enroll;
 pub(crate) mod explain;
 pub(crate) mod export;

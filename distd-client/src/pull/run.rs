@@ -14,9 +14,11 @@ use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
 use distd_core::{ManifestId, Position};
 use distd_peer::metrics::DurationsBy;
+use distd_peer::request;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::{ChannelFiles, Chosen, Resolved};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use super::arriving::Arriving;
 use super::downgrade::{self, PendingRelease, Refused, Step, When};
@@ -360,7 +362,9 @@ pub async fn pull_watched(
     began: &(dyn Fn(Arc<Arriving>) + Send + Sync),
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
-    let pulled = pull_measured(request, progress, began, start).await;
+    let id = request::fresh();
+    let span = tracing::info_span!("pull", request = %id);
+    let pulled = request::under(id, pull_measured(request, progress, began, start)).instrument(span).await;
     let result = match &pulled {
         Ok(outcome) if outcome.already_there => "already_there",
         Ok(_) => "done",

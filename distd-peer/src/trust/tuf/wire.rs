@@ -69,6 +69,13 @@ pub struct Query {
     /// Whether the sender wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
+    /// Whether the sender wants the parent's time and version ([`crate::doctor`]); a query with it
+    /// asks for nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub about: bool,
+    /// Id of the request of the device, for logs ([`crate::request`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// Question for capabilities; a query with it asks for nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<CapabilityQuestion>,
