@@ -20,7 +20,7 @@ began=$SECONDS
 # A first build in a clone has nothing to build upon: what incremental builds keep would only fill the disk.
 [ -d "${CARGO_TARGET_DIR:-target}" ] || export CARGO_INCREMENTAL=0
 
-[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm promtool:prometheus
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -62,6 +62,7 @@ as_postgres "$pg_bin/pg_ctl" -D "$work/pg" -w -o "-p $pg_port -k $work/pg -c lis
 export DISTD_TEST_POSTGRES_URL="postgres://distd@127.0.0.1:$pg_port/postgres"
 
 python=$work/venv/bin/python
+export DISTD_TEST_PYTHON=$python
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -q --disable-pip-version-check -r tests/python/requirements.txt
 s3_port=$(free_port)

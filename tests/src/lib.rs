@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod receiver;
 pub mod recorder;
 pub mod rng;
+pub mod scrape;
 pub mod sim;
 pub mod svg;
 
