@@ -35,8 +35,9 @@ enum Command {
     ///
     /// Ends with 0 when everything is sound, with 1 when something is wrong.
     Fsck(FsckArgs),
-    /// Say what keeps this origin from its work, and how to mend it: rights of secrets, disk, names,
-    /// certificates, database, store, signed metadata, clock, UDP, webhooks. Changes nothing.
+    /// Say what keeps this origin from its work, and how to mend it: rights of secrets, disk,
+    /// names, certificates, database, store, signed metadata, clock, UDP, webhooks. Changes
+    /// nothing.
     ///
     /// Ends with 0 when nothing is found, else with 1.
     Doctor(DoctorArgs),

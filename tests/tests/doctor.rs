@@ -1,5 +1,5 @@
-//! `distd doctor`, `distd-peer doctor` and `distd-server doctor`: each finding with a real cause, and
-//! none on a sound node.
+//! `distd doctor`, `distd-peer doctor` and `distd-server doctor`: each finding with a real cause,
+//! and none on a sound node.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
-//! Logs of a device, a relay and an origin: one request is found in all three, and no secret in any.
+//! Logs of a device, a relay and an origin: one request is found in all three, and no secret in
+//! any.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -93,7 +94,8 @@ fn no_log_has_a_secret() {
     receiver.will_reply([Reply::Status(500)]);
     let mut secrets = vec!["password-of-the-proxy".to_owned(), "key-of-the-receiver".to_owned()];
     let mut said = String::new();
-    // Commands of the operator, which print a secret on standard output once, and log on standard error.
+    // Commands of the operator, which print a secret on standard output once, and log on standard
+    // error.
     let mut admin = |args: &[&str]| -> Value {
         let mut command = lab.command("admin");
         command.args(args).env("DISTD_LOG", level).env("DISTD_LOG_FORMAT", "json");

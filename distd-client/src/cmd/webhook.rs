@@ -31,7 +31,8 @@ enum Command {
         /// File that holds the address.
         #[arg(long, value_name = "FILE")]
         url_file: Option<PathBuf>,
-        /// Kind of event, such as rollout.halted; repeat or separate by commas. Default: every kind.
+        /// Kind of event, such as rollout.halted; repeat or separate by commas. Default: every
+        /// kind.
         #[arg(long = "event", value_name = "KIND", value_delimiter = ',')]
         events: Vec<String>,
         /// Name for operators.

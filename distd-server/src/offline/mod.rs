@@ -1,9 +1,9 @@
-//! Commands for an operator on the origin's machine: check, examine, back up, restore, change keys and
-//! roots, make an admin token.
+//! Commands for an operator on the origin's machine: check, examine, back up, restore, change keys
+//! and roots, make an admin token.
 //!
 //! | command | beside a running origin | writes to |
 //! |---|---|---|
-//! | `fsck`, `doctor`, `root show`, `backup` | `fsck` no, the others yes | nothing of the origin's |
+//! | `fsck`, `doctor`, `root show`, `backup` | `fsck` no, the others yes | nothing of its |
 //! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store (`own`) | everything |
 //! | `admin-token` | yes; the store must belong to the database | one row |
 //! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
