@@ -171,7 +171,7 @@ pub(super) async fn tell_if_nearly_full(
         .await?;
     for row in &rows {
         let was_told = row.time_or_none("told")?.is_some();
-        let quota = with_use(&mut **tx, read(row)?).await?;
+        let quota = with_use(tx, read(row)?).await?;
         let share = |max: Option<u64>, used: u64| max.map_or(0, |max| used.saturating_mul(100) / max.max(1));
         let taken = share(quota.stored_max, quota.stored).max(share(quota.released_max, quota.released));
         let is_told = taken >= NEARLY_FULL || (was_told && taken >= FREE_AGAIN);
