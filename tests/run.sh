@@ -21,7 +21,7 @@ began=$SECONDS
 # A first build in a clone has nothing to build upon: what incremental builds keep would only fill the disk.
 [ -d "${CARGO_TARGET_DIR:-target}" ] || export CARGO_INCREMENTAL=0
 
-[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils mandoc:mandoc zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm mmdebstrap:mmdebstrap dpkg-shlibdeps:dpkg-dev
+[ -n "$quick" ] || need gpg:gpg gpgv:gpgv swupdate:swupdate mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils mandoc:mandoc zstd:zstd bzip2:bzip2 lz4:lz4 cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs grub-editenv:grub-common fw_setenv:libubootenv-tool rauc:rauc dbus-daemon:dbus-daemon wget:wget aria2c:aria2 casync:casync mksquashfs:squashfs-tools openssl:openssl cpio:cpio unshare:util-linux sgdisk:gdisk sfdisk:fdisk mkfs.vfat:dosfstools mcopy:mtools mke2fs:e2fsprogs objcopy:binutils veritysetup:cryptsetup-bin chromium-headless-shell:chromium-headless-shell node:nodejs npm:npm promtool:prometheus mmdebstrap:mmdebstrap dpkg-shlibdeps:dpkg-dev
 # The outside verifier of receipts needs it.
 [ -n "$quick" ] || python3 -c 'import cryptography' 2>/dev/null || need no-command:python3-cryptography
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -61,6 +61,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked -q
 echo "== PostgreSQL and S3 for the contract tests"
 start_postgres "$work"
 start_s3 "$work"; pids+=("$s3_pid")
+export DISTD_TEST_PYTHON=$python
 
 echo "== an outside TUF client on our repository"
 cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"

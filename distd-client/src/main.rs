@@ -20,7 +20,6 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
 use distd_client::failure::{self, Code};
-use tracing_subscriber::EnvFilter;
 
 use crate::context::Context;
 use crate::output::Output;
@@ -88,13 +87,16 @@ enum Command {
     Rollout(cmd::rollout::Args),
     Simulate(cmd::simulate::Args),
     Status(cmd::status::Args),
+    Doctor(cmd::doctor::Args),
     Update(cmd::update::Args),
     Rollback(cmd::update::RollbackArgs),
+    Webhook(cmd::webhook::Args),
     Why(cmd::why::Args),
 }
 
-async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
-    match command {
+async fn run(command: Command, context: &Context) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Doctor(args) => return cmd::doctor::run(context, args).await,
         Command::Login(args) => cmd::login::run(context, args).await,
         Command::Logout(_) => cmd::login::logout(context),
         Command::Whoami(args) => cmd::login::whoami(context, args).await,
@@ -136,11 +138,13 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Update(args) => cmd::update::run(context, args).await,
         Command::Rollback(args) => cmd::update::roll_back(context, args).await,
         Command::Status(args) => cmd::status::run(context, args),
+        Command::Webhook(args) => cmd::webhook::run(context, args).await,
         Command::Why(args) => cmd::why::run(context, args).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
-fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Result<()> {
+fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Result<ExitCode> {
     let context = Context::open(data, output)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("could not start")?;
@@ -188,11 +192,10 @@ fn main() -> ExitCode {
         (false, 1) => "info",
         (false, _) => "debug",
     };
-    let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    distd_peer::process::start_log(level);
     let output = Output::new(cli.json, cli.quiet);
     match start(cli.command, cli.data, output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => ExitCode::from(output.failure(&error) as u8),
     }
 }

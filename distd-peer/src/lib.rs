@@ -36,13 +36,14 @@
 //! Process:
 //!
 //! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
-//!   limit for log lines).
+//!   limit for log lines), [`request`] (ids in logs), [`doctor`] (what keeps a node from its work).
 
 pub mod apt;
 pub mod bundle;
 pub mod capabilities;
 mod changes;
 pub mod clock;
+pub mod doctor;
 pub mod driver;
 pub mod enrollment;
 pub mod filesystem;
@@ -60,6 +61,7 @@ pub mod quarantine;
 pub mod random;
 pub mod rates;
 pub mod relay;
+pub mod request;
 pub mod seldom;
 pub mod serve;
 pub mod service;

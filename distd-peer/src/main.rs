@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use distd_peer::doctor::{Examination, NodePatient};
 use distd_peer::relay::{self, ImportResult, Outcome, RelaySettings};
 use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::token::JoinToken;
-use tracing_subscriber::EnvFilter;
 
 /// The relay of distd: pulls every byte over its uplink once and serves the whole office.
 #[derive(Parser)]
@@ -28,6 +28,11 @@ enum Command {
     Init(InitArgs),
     /// Serve as a relay until stopped.
     Run(RunArgs),
+    /// Say what keeps this relay from its work, and how to mend it: clock, names, UDP, MTU, proxy,
+    /// certificate, disk, rights of secrets, version. Changes nothing.
+    ///
+    /// Ends with 0 when nothing is found, else with 1.
+    Doctor(DoctorArgs),
     /// Hand a bundle, made by distd export, over to the relay of this machine.
     Import(ImportArgs),
 }
@@ -77,6 +82,30 @@ struct ImportArgs {
     /// TOML file of the relay.
     #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
     config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    settings: TableArgs<DoctorOptions>,
+    /// TOML file of the relay.
+    #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Settings that say where a relay is and whom it asks.
+enum DoctorOptions {}
+
+impl TableOptions for DoctorOptions {
+    type Values = relay::Values;
+    const TABLE: Table<relay::Values> = relay::TABLE;
+
+    fn has(key: &str) -> bool {
+        matches!(key, "data" | "parents" | "transport" | "cache.min_free_bytes")
+    }
 }
 
 /// Settings by which a relay's state directory is found.
@@ -147,6 +176,30 @@ fn init(args: InitArgs) -> anyhow::Result<()> {
     Ok(relay::init(relay::InitOrder { line: settings.line, config, token, yes, start })?)
 }
 
+async fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let settings = RelaySettings::resolve(&args.settings.line, environment, args.config.as_deref())?;
+    let config = settings.config();
+    let mut found = Examination::default();
+    let patient = NodePatient {
+        data: &config.data,
+        parents: &config.parents,
+        transport: config.transport,
+        proxy_url: config.proxy_url.as_deref(),
+        // The file may hold the password of a proxy.
+        secrets: args.config.iter().filter(|_| config.proxy_url.is_some()).cloned().collect(),
+        program: "distd-peer",
+        room: config.store.min_free_bytes,
+    };
+    patient.examine(&mut found).await;
+    if args.json {
+        println!("{}", serde_json::to_string(&found)?);
+    } else {
+        println!("{found}");
+    }
+    Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn import(args: &ImportArgs) -> anyhow::Result<()> {
     let environment = |name: &str| std::env::var(name).ok();
     let settings = RelaySettings::resolve(&args.settings.line, environment, args.config.as_deref())?;
@@ -175,8 +228,7 @@ fn import(args: &ImportArgs) -> anyhow::Result<()> {
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     distd_peer::process::raise_open_files();
-    let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    distd_peer::process::start_log("warn");
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -186,12 +238,13 @@ fn main() -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Run(args) => runtime.block_on(run(args)),
-        Command::Import(args) => import(&args),
-        Command::Init(args) => init(args),
+        Command::Run(args) => runtime.block_on(run(args)).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => runtime.block_on(doctor(&args)),
+        Command::Init(args) => init(args).map(|()| ExitCode::SUCCESS),
+        Command::Import(args) => import(&args).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -6,6 +6,27 @@ use std::path::Path;
 use std::process::Command;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable with the filter of the log, such as `info` or `distd_peer=debug`.
+const LOG: &str = "DISTD_LOG";
+
+/// Environment variable with the form of the log: `text`, or `json` for one object a line.
+const LOG_FORMAT: &str = "DISTD_LOG_FORMAT";
+
+/// Starts the log on standard error, with the filter of the environment, else with `filter`.
+pub fn start_log(filter: &str) {
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new(filter));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::env::var(LOG_FORMAT).as_deref() {
+        Ok("json") => log.json().flatten_event(true).with_span_list(true).with_current_span(false).init(),
+        Ok("text" | "") | Err(_) => log.init(),
+        Ok(other) => {
+            log.init();
+            tracing::warn!(format = other, "{LOG_FORMAT} is neither text nor json: text is written");
+        }
+    }
+}
 
 /// Environment variable by which glibc bounds the number of its arenas.
 const VARIABLE: &str = "MALLOC_ARENA_MAX";

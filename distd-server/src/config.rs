@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::packing::LEVEL_DEFAULT;
+use distd_peer::apt::Network;
 pub use distd_peer::settings::CommandLine;
 use distd_peer::settings::{
     Resolved, Setting, SettingsError, SettingsFile, Shown, Table, duration, filled, flag, number, parsed,
@@ -17,7 +18,7 @@ use distd_peer::settings::{
 
 use crate::http::DdiOptions;
 use crate::ingest::IngestLimits;
-use crate::origin::{GcOptions, Places, Tuning};
+use crate::origin::{GcOptions, Places, Tuning, WebhookOptions};
 use crate::patches::PatchOptions;
 use crate::signer::{KeyHolder, SignerLink};
 use crate::tuf;
@@ -122,6 +123,10 @@ pub struct Values {
     pub removal_grace: Duration,
     /// Time between two collections; zero: only on order.
     pub gc_period: Duration,
+    /// Networks besides the public Internet to which webhooks may lead.
+    pub webhook_network: Vec<Network>,
+    /// File with the authorities that certify the receivers of webhooks.
+    pub webhook_authorities: PathBuf,
     /// Files with the public root keys of a new realm; empty if the origin makes a root key.
     pub offline_root: Vec<PathBuf>,
     /// Number of root keys that must sign a root of a new realm.
@@ -131,8 +136,9 @@ pub struct Values {
 impl Default for Values {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from(([0u16; 8], port));
-        let Tuning { cert_validity, capability_validity, bundle_validity, patches, limits, gc, .. } =
-            Tuning::default();
+        let Tuning {
+            cert_validity, capability_validity, bundle_validity, patches, limits, gc, webhooks, ..
+        } = Tuning::default();
         let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = patches;
         let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = limits;
         Self {
@@ -166,6 +172,8 @@ impl Default for Values {
             uploads_max,
             removal_grace: gc.grace,
             gc_period: gc.period,
+            webhook_network: webhooks.networks,
+            webhook_authorities: webhooks.authorities,
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
@@ -201,6 +209,10 @@ fn base_url(text: &str) -> Result<String, String> {
     });
     let url = url.ok_or_else(|| "is no address, as in https://updates.example.com:7443".to_owned())?;
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn parsed_network(text: &str) -> Result<Network, String> {
+    parsed(text, "is no network, as in 10.0.0.0/8")
 }
 
 fn parse_poll(text: &str) -> Result<Duration, String> {
@@ -391,6 +403,10 @@ impl Settings {
                 uploads_max: self.uploads_max,
             },
             gc: GcOptions { grace: self.removal_grace, period: self.gc_period },
+            webhooks: WebhookOptions {
+                networks: self.webhook_network.clone(),
+                authorities: self.webhook_authorities.clone(),
+            },
             offline_root: self.offline_root.clone(),
             root_threshold: self.root_threshold,
         }

@@ -19,7 +19,6 @@ use distd_server::run::{self, Overtaken, Running, STOP};
 use distd_server::signer;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// The origin of distd: takes releases in, signs them, serves them.
 #[derive(Parser)]
@@ -48,6 +47,12 @@ enum Command {
     ///
     /// Ends with 0 when everything is sound, with 1 when something is wrong.
     Fsck(FsckArgs),
+    /// Say what keeps this origin from its work, and how to mend it: rights of secrets, disk,
+    /// names, certificates, database, store, signed metadata, clock, UDP, webhooks. Changes
+    /// nothing.
+    ///
+    /// Ends with 0 when nothing is found, else with 1.
+    Doctor(DoctorArgs),
     /// Copy the whole origin to a new directory, while it runs or not.
     Backup {
         /// A new or empty directory.
@@ -210,6 +215,27 @@ struct FsckArgs {
     places: PlaceArgs,
 }
 
+#[derive(Args)]
+struct DoctorArgs {
+    /// End with one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: SettingArgs<DoctorOptions>,
+}
+
+/// Settings that say where an origin is and answers.
+enum DoctorOptions {}
+
+impl TableOptions for DoctorOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        config::PLACE_KEYS.contains(&key) || matches!(key, "http" | "quic" | "http_plain" | "name")
+    }
+}
+
 /// All settings of an origin.
 enum AllOptions {}
 
@@ -266,8 +292,13 @@ struct SettingArgs<T: TableOptions> {
 type PlaceArgs = SettingArgs<PlaceOptions>;
 
 impl<T: TableOptions> SettingArgs<T> {
+    /// File of the settings.
+    fn file(&self) -> Option<PathBuf> {
+        self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from))
+    }
+
     fn settings(&self) -> anyhow::Result<Settings> {
-        let file = self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from));
+        let file = self.file();
         Ok(Settings::resolve(&self.options.line, |name| std::env::var(name).ok(), file.as_deref())?)
     }
 
@@ -343,6 +374,14 @@ async fn fsck(args: FsckArgs) -> anyhow::Result<ExitCode> {
     let text = if json { serde_json::to_string(&report)? } else { report.to_string() };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let settings = args.settings.settings()?;
+    let found = offline::doctor(&settings, args.settings.file().as_deref()).await;
+    let text = if args.json { serde_json::to_string(&found)? } else { found.to_string() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn backup(to: &Path, places: &Places) -> anyhow::Result<()> {
@@ -442,6 +481,7 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
             init::init(init::InitOrder { line: options.line, config, yes, start })?;
         }
         Command::Fsck(args) => return fsck(args).await,
+        Command::Doctor(args) => return doctor(args).await,
         Command::Backup { to, places } => backup(&to, &places.places()?).await?,
         Command::Restore { from, places } => restore(&from, &places.places()?).await?,
         Command::Keys { command: KeysCommand::Rotate { role, places } } => {
@@ -611,8 +651,7 @@ fn main() -> ExitCode {
     // Keys, tokens and contents are for their owner alone, whatever the shell says.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    distd_peer::process::start_log("info");
     if let Command::Signer { keys, cert_validity, bundle_validity } = &cli.command {
         return match sign(keys, cert_validity, bundle_validity) {
             Ok(()) => ExitCode::SUCCESS,

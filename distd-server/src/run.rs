@@ -141,6 +141,7 @@ pub struct Running {
     nodes_task: JoinHandle<()>,
     maintenance: JoinHandle<()>,
     patches: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
     /// Locks of an origin that is alone.
@@ -267,6 +268,7 @@ async fn start_part(
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
         maintenance: tokio::spawn(look_after(origin.clone(), part)),
         patches: tokio::spawn(make_patches(origin.clone(), part, stop_patches.clone())),
+        webhooks: tokio::spawn(deliver_webhooks(origin.clone(), part)),
         stop_patches,
         origin,
         app,
@@ -304,11 +306,13 @@ impl Running {
         let Self {
             stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, locks, ..
         } = self;
-        let Self { mut patches, stop_patches, .. } = self;
+        let Self { mut patches, webhooks, stop_patches, .. } = self;
         stop.send_replace(true);
         app.end_streams();
         stop_patches.cancel();
         maintenance.abort();
+        // A try that is cut off is made again after the next start.
+        webhooks.abort();
         let abort = http_task.abort_handle();
         let ended = tokio::time::timeout(deadline, async {
             if let Err(error) = http_task.await {
@@ -405,6 +409,14 @@ async fn make_patches(origin: Arc<Origin>, part: Part, stop: CancellationToken) 
         Part::Leads(_) => {
             tokio::join!(origin.clone().make_patches(stop.clone()), origin.list_sets_of_workers(&stop));
         }
+        Part::Follows => {}
+    }
+}
+
+/// Delivers the events that this process and others have recorded.
+async fn deliver_webhooks(origin: Arc<Origin>, part: Part) {
+    match part {
+        Part::Alone | Part::Leads(_) => origin.deliver_webhooks().await,
         Part::Follows => {}
     }
 }

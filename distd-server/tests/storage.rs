@@ -17,6 +17,8 @@ mod rollouts;
 mod space;
 #[path = "storage/state.rs"]
 mod state;
+#[path = "storage/webhooks.rs"]
+mod webhooks;
 #[path = "storage/world.rs"]
 mod world;
 

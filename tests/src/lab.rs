@@ -281,6 +281,8 @@ pub struct Lab {
     dir: tempfile::TempDir,
     origin: Option<Daemon>,
     origin_args: Vec<String>,
+    /// Filter of the origin's log, which is JSON then.
+    log: Option<String>,
     /// Namespaces of the origin and the release engineer, if not this one.
     place: Option<Place>,
     /// Addresses kept over restarts, so that nodes find the origin again.
@@ -297,6 +299,11 @@ impl Lab {
     /// [`Lab::start`] with more arguments to `distd-server serve`.
     pub fn start_with(args: &[&str]) -> Self {
         Self::open(tempdir(), args, "127.0.0.1", None).granting_everything()
+    }
+
+    /// [`Lab::start_with`] with an origin that logs JSON, filtered by `level`.
+    pub fn start_logging(args: &[&str], level: &str) -> Self {
+        Self::open_logging(tempdir(), args, "127.0.0.1", None, Some(level)).granting_everything()
     }
 
     /// [`Lab::start_with`] without the grant that lets every node read everything.
@@ -322,10 +329,21 @@ impl Lab {
     }
 
     fn open(dir: tempfile::TempDir, args: &[&str], host: &str, place: Option<Place>) -> Self {
+        Self::open_logging(dir, args, host, place, None)
+    }
+
+    fn open_logging(
+        dir: tempfile::TempDir,
+        args: &[&str],
+        host: &str,
+        place: Option<Place>,
+        level: Option<&str>,
+    ) -> Self {
         let mut lab = Self {
             dir,
             origin: None,
             origin_args: args.iter().map(|a| (*a).to_owned()).collect(),
+            log: level.map(str::to_owned),
             place,
             https: format!("{host}:0"),
             quic: format!("{host}:0"),
@@ -354,6 +372,9 @@ impl Lab {
         // them.
         if !self.origin_args.iter().any(|arg| arg == "--patches") {
             command.args(["--patches", "false"]);
+        }
+        if let Some(level) = &self.log {
+            command.env("DISTD_LOG", level).env("DISTD_LOG_FORMAT", "json");
         }
         let origin = Daemon::start(self.placed(command), &self.path("origin.log"), "origin listening on ");
         let [https, quic] = &origin.addresses[..] else { panic!("an origin names two addresses") };

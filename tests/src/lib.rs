@@ -15,9 +15,11 @@ pub mod machine;
 pub mod netns;
 pub mod office;
 pub mod proxy;
+pub mod receiver;
 pub mod recorder;
 pub mod replicas;
 pub mod rng;
+pub mod scrape;
 pub mod sim;
 pub mod svg;
 

@@ -13,9 +13,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use distd_core::api::{
     BundleMetadata, Channel, ChannelApproval, ChannelHistory, ChannelList, DdiTokenList, FileName,
-    JoinTokenList, MadeDdiToken, MadeJoinToken, MadeToken, Move, NewBundleMetadata, NewDdiToken,
-    NewJoinToken, NewToken, NodeList, PatchSet, PatchSetList, Product, ProductList, Release, RevokeNode,
-    RevokedNode, Token, TokenList, Wanted,
+    JoinTokenList, MadeDdiToken, MadeJoinToken, MadeToken, MadeWebhook, Move, NewBundleMetadata, NewDdiToken,
+    NewJoinToken, NewToken, NewWebhook, NodeList, PatchSet, PatchSetList, Product, ProductList, Release,
+    RevokeNode, RevokedNode, Token, TokenList, Wanted, WebhookDeliveryList, WebhookList, WebhookRetry,
+    WebhookTest,
 };
 use distd_core::names::Name;
 use distd_core::role::Role;
@@ -362,6 +363,37 @@ impl Api {
     /// Removes the file name of a product.
     pub(crate) async fn remove_file_name(&self, product: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "products", product, "file-name"]).await
+    }
+
+    /// Registers a webhook. The answer has the key of its signatures, which the origin never shows
+    /// again.
+    pub(crate) async fn add_webhook(&self, new: &NewWebhook) -> Result<MadeWebhook, ApiError> {
+        self.with_body(Method::POST, &["v1", "webhooks"], new).await
+    }
+
+    /// Returns the webhooks and how they fare.
+    pub(crate) async fn webhooks(&self) -> Result<WebhookList, ApiError> {
+        self.get(&["v1", "webhooks"]).await
+    }
+
+    /// Removes a webhook.
+    pub(crate) async fn remove_webhook(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "webhooks", id]).await
+    }
+
+    /// Returns the newest events of a webhook.
+    pub(crate) async fn webhook_deliveries(&self, id: &str) -> Result<WebhookDeliveryList, ApiError> {
+        self.get(&["v1", "webhooks", id, "deliveries"]).await
+    }
+
+    /// Has the origin try a webhook now.
+    pub(crate) async fn test_webhook(&self, id: &str) -> Result<WebhookTest, ApiError> {
+        self.send_json(self.request(Method::POST, &["v1", "webhooks", id, "test"]).timeout(ANSWER)).await
+    }
+
+    /// Has the origin try events again.
+    pub(crate) async fn retry_webhook(&self, id: &str) -> Result<WebhookRetry, ApiError> {
+        self.send_json(self.request(Method::POST, &["v1", "webhooks", id, "retry"]).timeout(ANSWER)).await
     }
 
     /// Returns the products that the token can see.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use distd_core::names::Wanted;
 use distd_peer::bundle::{Bundle, BundleError, Head};
 use distd_peer::trust::files;
-use serde::Deserialize;
+use distd_peer::trust::tuf::wire::end_of;
 
 use crate::disk::side;
 use crate::failure::{Code, Failure};
@@ -107,15 +107,6 @@ pub(super) fn advice(head: &Head) -> String {
 
 /// Time at which the timestamp among some metadata files ends, unix seconds.
 pub fn timestamp_ends(files: &[(String, Bytes)]) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Doc {
-        signed: Signed,
-    }
-    #[derive(Deserialize)]
-    struct Signed {
-        expires: jiff::Timestamp,
-    }
     let (_, bytes) = files.iter().find(|(name, _)| name == "timestamp.json")?;
-    let doc: Doc = serde_json::from_slice(bytes).ok()?;
-    u64::try_from(doc.signed.expires.as_second()).ok()
+    end_of(bytes)
 }

@@ -66,6 +66,6 @@ pub use plan::plan;
 pub use read::{ReadOutcome, ReadRequest, read};
 pub use request::{BundleSource, Installed, LABELS_FRESH, PullRequest};
 pub(crate) use run::ask_turn;
-pub use run::{Look, look, pull, pull_watched};
+pub use run::{Look, PULL_SECONDS, look, pull, pull_watched};
 pub(crate) use seeds::{SeedFile, open_artifact};
 pub use verify::{verify, verify_kept};

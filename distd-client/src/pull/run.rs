@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, LazyLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -13,9 +13,12 @@ use distd_core::manifest::{Kind, Manifest, Root};
 use distd_core::names::Name;
 use distd_core::planner::HeldIndex;
 use distd_core::{ManifestId, Position};
+use distd_peer::metrics::DurationsBy;
+use distd_peer::request;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::{ChannelFiles, Chosen, Resolved};
 use tokio::sync::mpsc;
+use tracing::Instrument;
 
 use super::arriving::Arriving;
 use super::downgrade::{self, PendingRelease, Refused, Step, When};
@@ -337,6 +340,9 @@ pub(super) async fn prepare(
     })
 }
 
+/// Times that the pulls of this process took, by result: `done`, `already_there` or `failed`.
+pub static PULL_SECONDS: LazyLock<DurationsBy> = LazyLock::new(DurationsBy::long);
+
 /// Pulls an artifact.
 ///
 /// # Errors
@@ -356,6 +362,24 @@ pub async fn pull_watched(
     began: &(dyn Fn(Arc<Arriving>) + Send + Sync),
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
+    let id = request::fresh();
+    let span = tracing::info_span!("pull", request = %id);
+    let pulled = request::under(id, pull_measured(request, progress, began, start)).instrument(span).await;
+    let result = match &pulled {
+        Ok(outcome) if outcome.already_there => "already_there",
+        Ok(_) => "done",
+        Err(_) => "failed",
+    };
+    PULL_SECONDS.observe(&vec![("result", result.into())], start.elapsed());
+    pulled
+}
+
+async fn pull_measured(
+    request: &PullRequest,
+    progress: Arc<dyn Progress>,
+    began: &(dyn Fn(Arc<Arriving>) + Send + Sync),
+    start: Instant,
+) -> anyhow::Result<Outcome> {
     let asked = ask(request).await?;
     progress.phase("checking what is in place");
     if let Some(manifest) = there::find(request, asked.resolved.manifest).await? {

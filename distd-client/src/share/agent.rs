@@ -15,7 +15,7 @@ use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
 use distd_peer::apt::AptSettings;
 use distd_peer::enrollment::renew_regularly;
-use distd_peer::metrics;
+use distd_peer::metrics::{self, DeviceParts};
 use distd_peer::net::{Link, Outbound, close_code};
 use distd_peer::news::{self, Newsroom};
 use distd_peer::process::told_to_end;
@@ -30,7 +30,7 @@ use crate::apt::DeviceProxy;
 use crate::failure::{Code, Failure, code_of};
 use crate::follow::{FollowRequest, Follower};
 use crate::gateway::{DeviceGateway, GatewayRequest};
-use crate::pull::read_kept_manifest;
+use crate::pull::{PULL_SECONDS, read_kept_manifest};
 use crate::tickets::kept;
 
 /// Interval of the agent's announcements. Its peer records are valid three times as long.
@@ -255,16 +255,19 @@ async fn give_metrics(
     let (parents, lateral) = (node.parents.clone(), lateral.clone());
     let gateway = gateway.map(|gateway| gateway.counters.clone());
     let apt = apt.map(|apt| apt.proxy.clone());
+    let (data, credentials) = (node.data.clone(), node.credentials.clone());
     let text = move || {
-        let neighbours = lateral.neighbourhood.reading();
-        metrics::of_device(
-            &parents,
-            neighbours,
-            &lateral.content.counters,
-            &lateral.server.counters,
-            gateway.as_deref(),
-            apt.as_deref(),
-        )
+        metrics::of_device(&DeviceParts {
+            data: &data,
+            credentials: &credentials,
+            parents: &parents,
+            neighbours: lateral.neighbourhood.reading(),
+            shared: &lateral.content.counters,
+            served: &lateral.server.counters,
+            pulls: &PULL_SECONDS,
+            gateway: gateway.as_deref(),
+            apt: apt.as_deref(),
+        })
     };
     Ok((bound, tokio::spawn(metrics::run(listener, text))))
 }

@@ -25,6 +25,7 @@ mod space;
 mod state;
 mod tokens;
 mod uploads;
+mod webhooks;
 mod why;
 mod word;
 
@@ -70,6 +71,10 @@ pub use tokens::{
 pub use uploads::{
     ARTIFACT_CHUNKS_MAX, Announced, CHUNKS_BYTES_MAX, Commit, CommitError, HASHES_MAX, LIST_BYTES_MAX,
     OpenUploadInfo, RECORD_HEAD_BYTES, RUN_BYTES, RecordError, RecordHead, Run, Stored, Upload, UploadList,
+};
+pub use webhooks::{
+    DELIVERIES_MAX, DeliveryState, EventKind, MadeWebhook, NewWebhook, WEBHOOK_URL_BYTES_MAX, WEBHOOKS_MAX,
+    Webhook, WebhookDelivery, WebhookDeliveryList, WebhookList, WebhookRetry, WebhookState, WebhookTest,
 };
 pub use word::Word;
 

@@ -131,13 +131,12 @@ impl Outbound {
 
     /// Uses no proxies, and keeps its memory only in this process.
     pub fn direct(transport: Transport) -> Arc<Self> {
-        Arc::new(Self {
-            transport,
-            proxies: Proxies::none(),
-            path: None,
-            parents: Mutex::default(),
-            local: Mutex::default(),
-        })
+        Self::forgetful(transport, Proxies::none())
+    }
+
+    /// Keeps its memory only in this process.
+    pub fn forgetful(transport: Transport, proxies: Proxies) -> Arc<Self> {
+        Arc::new(Self { transport, proxies, path: None, parents: Mutex::default(), local: Mutex::default() })
     }
 
     fn parents(&self) -> MutexGuard<'_, BTreeMap<String, Learned>> {

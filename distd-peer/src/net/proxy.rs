@@ -87,7 +87,7 @@ impl Proxies {
     }
 
     /// Returns the proxy for the parent at `address` (`HOST:PORT`); `None` to connect directly.
-    pub(super) fn for_parent(&self, address: &str) -> Option<Intercept> {
+    pub(crate) fn for_parent(&self, address: &str) -> Option<Intercept> {
         let uri: Uri = format!("https://{address}/").parse().ok()?;
         let host = uri.host()?.trim_matches(['[', ']']);
         let near =

@@ -24,10 +24,12 @@ use super::reports::{KeepError, Reports};
 use super::swarm::RelaySwarm;
 use crate::capabilities::Permit;
 use crate::clock::unix_now;
+use crate::doctor::about_answer;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::{exchange_enroll, is_shut_out};
 use crate::parents::Parents;
 use crate::rates::Throttle;
+use crate::request;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
 use crate::trust::capability::{CapabilityQuestion, FILE_OF_ANY};
@@ -543,8 +545,20 @@ impl Content for Relay {
         }
     }
 
-    async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError> {
-        if let Ok(question) = Query::decode(&query) {
+    async fn metadata(&self, peer: &PeerIdentity, sent: Bytes) -> Result<Bytes, ServeError> {
+        let mut query = sent.clone();
+        if let Ok(mut question) = Query::decode(&sent) {
+            if let Some(id) = question.request.take() {
+                if let Some(request) = request::plain(Some(&id)) {
+                    let node = peer.node_id;
+                    tracing::debug!(target: request::LOG_TARGET, request, %node, "asked for metadata");
+                }
+                // Devices that ask the same share one answer, whatever their ids are.
+                query = question.encode().into();
+            }
+            if question.about {
+                return Ok(about_answer());
+            }
             if question.capability.is_some() {
                 return self.capabilities_of(peer, question).await;
             }
@@ -586,7 +600,7 @@ impl Content for Relay {
                 return stale(answer);
             }
         }
-        match self.ask_metadata(query.clone()).await {
+        match self.ask_metadata(sent).await {
             Ok(answer) => {
                 cache.down_until = None;
                 cache.keep(query.clone(), answer.clone());

@@ -193,7 +193,10 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
             let listener = metrics::listen(at).await?;
             let bound = listener.local_addr().map_err(|cause| MetricsError::Bind(at, cause))?;
             let (relay, served, apt) = (relay.clone(), server.counters.clone(), proxy.clone());
-            tasks.spawn(metrics::run(listener, move || metrics::of_relay(&relay, &served, apt.as_deref())));
+            let (data, credentials) = (config.data.clone(), credentials.clone());
+            tasks.spawn(metrics::run(listener, move || {
+                metrics::of_relay(&relay, &data, &credentials, &served, apt.as_deref())
+            }));
             Some(bound)
         }
         None => None,

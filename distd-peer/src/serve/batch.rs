@@ -1,7 +1,7 @@
 //! The answer to one batch of chunks.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
@@ -73,6 +73,7 @@ async fn answer_swarm(
         (lease, wanted) = (taken, granted);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
     }
+    let began = Instant::now();
     let (tx, mut answers) = mpsc::channel(ANSWER_QUEUE);
     let answering = async {
         if !wanted.is_empty() {
@@ -125,7 +126,9 @@ async fn answer_swarm(
                 }
             }
             flush_in_turn(peer, writer, &mut slot).await?;
+            let elapsed = began.elapsed();
             for id in sent.drain(..) {
+                counters.chunk_seconds.observe(elapsed);
                 if let Some(lease) = &lease {
                     lease.sent(id);
                 }
@@ -135,6 +138,7 @@ async fn answer_swarm(
     };
     let ((), result) = tokio::join!(answering, sending);
     counters.batches.fetch_add(1, Ordering::Relaxed);
+    counters.batch_seconds.observe(began.elapsed());
     result
 }
 

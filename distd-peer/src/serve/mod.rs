@@ -78,6 +78,7 @@ use self::door::Door;
 use self::slots::Slots;
 use crate::apt;
 use crate::capabilities::Permit;
+use crate::metrics::Durations;
 use crate::net::LocalAccepted;
 use crate::news::Newsroom;
 use crate::rates::Throttle;
@@ -247,7 +248,7 @@ impl Default for ServeConfig {
 }
 
 /// Counters of the answering side, for `/metrics` and tests. They only grow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ServeCounters {
     /// Connections accepted.
     pub connections: AtomicU64,
@@ -273,6 +274,31 @@ pub struct ServeCounters {
     pub breaches: AtomicU64,
     /// Frames of unknown type ignored.
     pub unknown_frames: AtomicU64,
+    /// Times from the begin of a batch until each of its chunks was on its way.
+    pub chunk_seconds: Durations,
+    /// Times from the begin of a batch until its answer was written.
+    pub batch_seconds: Durations,
+}
+
+impl Default for ServeCounters {
+    fn default() -> Self {
+        Self {
+            connections: AtomicU64::default(),
+            connections_refused: AtomicU64::default(),
+            batches: AtomicU64::default(),
+            chunks: AtomicU64::default(),
+            chunk_bytes: AtomicU64::default(),
+            choked: AtomicU64::default(),
+            leased: AtomicU64::default(),
+            alone: Arc::default(),
+            nodes: AtomicU64::default(),
+            control_bytes: AtomicU64::default(),
+            breaches: AtomicU64::default(),
+            unknown_frames: AtomicU64::default(),
+            chunk_seconds: Durations::short(),
+            batch_seconds: Durations::short(),
+        }
+    }
 }
 
 /// Pause after the system failed to accept a connection, mostly because file descriptors ran out.

@@ -14,7 +14,7 @@ use sqlx::{Any, Transaction};
 use super::conditions::Conditions;
 use super::moves::MoveBy;
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, webhooks};
 
 /// The one who acts, as the log names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,13 @@ impl Actor {
     /// The holder of a token of DDI devices: its id and label.
     pub fn ddi_token(id: &str, label: &str) -> Self {
         Self { name: format!("DDI token {id}"), label: label.to_owned() }
+    }
+}
+
+impl Actor {
+    /// The one who acts, as the log names them.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -79,7 +86,8 @@ impl Acting {
     }
 }
 
-/// Adds an entry to the log; `details` is an object without secrets. Called last in a transaction:
+/// Adds an entry to the log, and tells the webhooks that ask for such acts; `details` is an object
+/// without secrets. Called last in a transaction:
 /// the lock of the number makes all transactions that add entries take turns until they end.
 pub(super) async fn append(
     tx: &mut Transaction<'static, Any>,
@@ -99,6 +107,7 @@ pub(super) async fn append(
         .await?;
     // Rows that somebody deleted are a gap that a check finds; acts go on.
     let before = before.map(|row| row.hash("hash")).transpose()?.map_or(AuditHash::START, AuditHash);
+    let told = details.clone();
     let details = details.to_string();
     let record = AuditRecord {
         number,
@@ -123,8 +132,8 @@ pub(super) async fn append(
     .bind(details)
     .bind(hash.0.to_vec())
     .execute(&mut **tx)
-    .await
-    .map(drop)
+    .await?;
+    webhooks::of_act(tx, acting, action, subject, &told).await
 }
 
 /// Entries that a request is about.

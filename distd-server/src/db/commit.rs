@@ -9,6 +9,7 @@ use super::audit::{Actor, append};
 use super::ids::IdTx;
 use super::moves::MoveBy;
 use super::packs::{PackId, PackIndexes, read_index};
+use super::quotas::tell_if_nearly_full;
 use super::releases::{self, ReleaseRow};
 use super::row::{Columns, signed};
 use super::{Db, DbError, Location, OverQuota, UnixSeconds, UploadId, failed, products, quotas};
@@ -252,6 +253,9 @@ impl CommitTx {
             let acting = Actor::by(&by, release.created);
             let (subject, details) = (releases::subject(release), releases::details(release));
             append(&mut self.ids.tx, &acting, "release.publish", &subject, &details)
+                .await
+                .map_err(failed(WHAT))?;
+            tell_if_nearly_full(&mut self.ids.tx, &release.product, &by.token, release.created)
                 .await
                 .map_err(failed(WHAT))?;
         }

@@ -7,7 +7,8 @@
 //! Table `counters`: `chunk_id`, the last chunk id given, whose row is also the lock that
 //! serialises commits and the recording of patch sets; `tokens`, the row that serialises
 //! revocations of API tokens; `fleet`, which grows with each change of groups and grants, and whose
-//! row serialises them; `gc`, when releases were last collected.
+//! row serialises them; `gc`, when releases were last collected; `audit` and `webhook`, the numbers
+//! of the newest entry of the audit log and of the newest event.
 
 use std::collections::HashMap;
 

@@ -50,6 +50,7 @@ mod turns;
 mod uploads;
 mod usage;
 mod web;
+mod webhooks;
 mod withdraw;
 
 pub use api_tokens::{ApiTokenRow, RevokeToken, token_id};
@@ -95,6 +96,8 @@ pub use turns::{TurnAsker, TurnRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
 pub use usage::{ByRelease, HeldRelease, Uses};
 pub use web::WebStamp;
+pub(crate) use webhooks::host_of;
+pub use webhooks::{DeliveryRow, Tried, WebhookRow, event_body, message_id};
 pub use withdraw::{Division, Leaving, RemovalTx, Unless, Withdraw};
 
 use std::path::{Path, PathBuf};
@@ -525,7 +528,8 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0018_ddi"),
     migration!("0019_web"),
     migration!("0020_space"),
-    migration!("0021_replicas"),
+    migration!("0021_webhooks"),
+    migration!("0022_replicas"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -707,6 +711,7 @@ mod tests {
             ("ddi", "e5d9e856d46e2896", "15efb6932eda6de0"),
             ("web", "c3b1f286c09c0779", "253fa87d985f839f"),
             ("space", "b0c85ce1983e5f80", "b0c85ce1983e5f80"),
+            ("webhooks", "cb2e4ec0cd2f0345", "6256d1896fd9c9a5"),
             ("replicas", "3f8f6da8e8cf47e8", "3f8f6da8e8cf47e8"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {

@@ -4,13 +4,15 @@
 
 use std::fmt;
 
+use distd_core::api::EventKind;
 use distd_core::names::Name;
 use serde_json::json;
-use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
+use sqlx::{Any, AnyConnection, Transaction};
 
 use super::audit::append;
 use super::row::{Columns, signed};
+use super::webhooks::emit;
 use super::{Db, DbError, UnixSeconds, failed};
 
 const WHAT: &str = "change the quota";
@@ -146,6 +148,58 @@ pub(super) async fn exceeded(
     Ok(None)
 }
 
+/// Share of a quota, in hundredths, from which on it counts as nearly full, and below which it does
+/// no longer.
+const NEARLY_FULL: u64 = 90;
+const FREE_AGAIN: u64 = 80;
+
+/// Tells the webhooks when more than nine tenths of a quota of a product or a token are taken: once
+/// until less than eight tenths are.
+pub(super) async fn tell_if_nearly_full(
+    tx: &mut Transaction<'static, Any>,
+    product: &Name,
+    token: &str,
+    now: UnixSeconds,
+) -> Result<(), sqlx::Error> {
+    let sql = format!(
+        "SELECT {COLUMNS}, told FROM quotas WHERE kind = 'product' AND name = $1 OR kind = 'token' AND name = $2"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(product.to_string())
+        .bind(token.to_owned())
+        .fetch_all(&mut **tx)
+        .await?;
+    for row in &rows {
+        let was_told = row.time_or_none("told")?.is_some();
+        let quota = with_use(tx, read(row)?).await?;
+        let share = |max: Option<u64>, used: u64| max.map_or(0, |max| used.saturating_mul(100) / max.max(1));
+        let taken = share(quota.stored_max, quota.stored).max(share(quota.released_max, quota.released));
+        let is_told = taken >= NEARLY_FULL || (was_told && taken >= FREE_AGAIN);
+        if is_told == was_told {
+            continue;
+        }
+        sqlx::query("UPDATE quotas SET told = $1 WHERE kind = $2 AND name = $3")
+            .bind(is_told.then_some(now))
+            .bind(quota.of.kind())
+            .bind(quota.of.name().to_owned())
+            .execute(&mut **tx)
+            .await?;
+        if is_told {
+            let data = json!({
+                "kind": quota.of.kind(),
+                "name": quota.of.name(),
+                "percent": taken,
+                "stored_bytes": quota.stored,
+                "stored_bytes_max": quota.stored_max,
+                "release_bytes": quota.released,
+                "release_bytes_max": quota.released_max,
+            });
+            emit(tx, EventKind::QuotaNearlyFull, &data, now).await?;
+        }
+    }
+    Ok(())
+}
+
 impl Db {
     /// First quota of a product or a token that does not suffice for so many bytes more.
     ///
@@ -185,8 +239,8 @@ impl Db {
                 .await
         } else {
             sqlx::query(
-                "INSERT INTO quotas (kind, name, stored, released) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (kind, name) DO UPDATE SET stored = excluded.stored, released = excluded.released",
+                "INSERT INTO quotas (kind, name, stored, released) VALUES ($1, $2, $3, $4) ON CONFLICT (kind, name) \
+                 DO UPDATE SET stored = excluded.stored, released = excluded.released, told = NULL",
             )
             .bind(of.kind())
             .bind(of.name().to_owned())

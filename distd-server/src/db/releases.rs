@@ -6,6 +6,7 @@
 //! the chunks that came with it; `sequence`, its number among the product's releases
 //! (docs/trust.md, "Downgrades").
 
+use distd_core::api::EventKind;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::names::Name;
 use distd_core::{ArtifactHash, ManifestId};
@@ -13,7 +14,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed, products};
+use super::{Db, DbError, UnixSeconds, failed, products, webhooks};
 
 /// One release.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,16 +204,27 @@ impl Db {
         version: &Name,
         now: UnixSeconds,
     ) -> Result<(), DbError> {
-        sqlx::query(
-            "UPDATE releases SET published = $1 WHERE product = $2 AND version = $3 AND published IS NULL",
-        )
-        .bind(now)
-        .bind(product.to_string())
-        .bind(version.to_string())
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(failed("record that the release is published"))
+        let what = "record that the release is published";
+        let mut tx = self.begin_write().await?;
+        let sql = format!(
+            "UPDATE releases SET published = $1 WHERE product = $2 AND version = $3 AND published IS NULL \
+             RETURNING {COLUMNS}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(now)
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        let Some(row) = row else { return Ok(()) };
+        let release = read(&row).map_err(failed(what))?;
+        let mut data = details(&release);
+        data["product"] = product.as_str().into();
+        data["version"] = version.as_str().into();
+        data["by"] = release.created_by.clone().into();
+        webhooks::emit(&mut tx, EventKind::ReleasePublished, &data, now).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))
     }
 
     /// Gives a release the number under which devices know it. Later releases of the product get

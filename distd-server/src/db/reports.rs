@@ -11,20 +11,31 @@
 use std::collections::HashMap;
 
 use distd_core::NodeId;
+use distd_core::api::EventKind;
 use distd_core::fleet::receipts::SignedReceipt;
 use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::fleet::state::Seen;
 use distd_core::names::Name;
+use distd_core::text::shown;
+use serde_json::json;
 use sqlx::any::AnyRow;
+use sqlx::{Any, Transaction};
 
 use super::receipts::put_receipts;
 use super::rollouts::UNDER_WAY;
 use super::row::{Columns, claimed, impossible};
+use super::webhooks::emit;
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// Condition on the state of an attempt: it has not ended ([`AttemptState::has_ended`]).
 const NOT_ENDED: &str = "IN ('fetching', 'activating', 'restarting', 'checking')";
+
+/// States of an attempt that a webhook is told of.
+const FAILED: [AttemptState; 2] = [AttemptState::Failed, AttemptState::RolledBack];
+
+/// Longest text about a failure in an event, characters.
+const EVENT_DETAIL_MAX: usize = 200;
 
 /// Result of recording a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +137,50 @@ pub(super) fn read_attempt(row: &AnyRow) -> Result<AttemptRow, sqlx::Error> {
     })
 }
 
+/// Whether the failure of an attempt is not recorded yet.
+async fn is_news(
+    tx: &mut Transaction<'static, Any>,
+    rollout: &RolloutId,
+    node: &NodeId,
+    attempt: &Attempt,
+) -> Result<bool, sqlx::Error> {
+    let row = sqlx::query("SELECT number, state FROM rollout_attempts WHERE rollout = $1 AND node = $2")
+        .bind(rollout.to_string())
+        .bind(node.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(true) };
+    let (number, state) = (row.number32("number")?, read_state(&row)?);
+    Ok(number < attempt.number
+        || (number == attempt.number && state.is_none_or(|state| !FAILED.contains(&state))))
+}
+
+/// Tells the webhooks that an attempt of a node failed: its rollout, the node and its number; kind
+/// and text of the failure.
+async fn tell_of_failure(
+    tx: &mut Transaction<'static, Any>,
+    (rollout, node, number): (&RolloutId, &str, u32),
+    (kind, detail): (&str, String),
+    now: UnixSeconds,
+) -> Result<(), sqlx::Error> {
+    let row = sqlx::query("SELECT product, channel, version FROM rollouts WHERE id = $1")
+        .bind(rollout.to_string())
+        .fetch_optional(&mut **tx)
+        .await?;
+    let Some(row) = row else { return Ok(()) };
+    let data = json!({
+        "node": node,
+        "rollout": rollout.to_string(),
+        "product": row.text("product")?,
+        "channel": row.text("channel")?,
+        "version": row.text("version")?,
+        "attempt": number,
+        "failure": kind,
+        "detail": detail,
+    });
+    emit(tx, EventKind::NodeUpdateFailed, &data, now).await
+}
+
 impl Db {
     /// Records the report of a node. `running` and `attempts` are those parts of it that the node
     /// may report; attempts are at rollouts that are known.
@@ -176,7 +231,13 @@ impl Db {
         if put.rows_affected() == 0 {
             return Ok(PutReport::Known);
         }
+        let mut failures = Vec::new();
         for (rollout, attempt) in attempts {
+            if FAILED.contains(&attempt.state)
+                && is_news(&mut tx, rollout, node, attempt).await.map_err(failed(what))?
+            {
+                failures.push((rollout, *attempt));
+            }
             let (kind, detail) = attempt
                 .failure
                 .as_ref()
@@ -240,6 +301,16 @@ impl Db {
             .map_err(failed(what))?;
         }
         put_receipts(&mut tx, node, receipts, &report.log, now).await.map_err(failed(what))?;
+        for (rollout, attempt) in failures {
+            let (kind, detail) = attempt
+                .failure
+                .as_ref()
+                .map_or(("", ""), |failure| (failure.kind.as_str(), failure.detail.as_str()));
+            let failure = (kind, shown(detail, EVENT_DETAIL_MAX));
+            tell_of_failure(&mut tx, (rollout, &node.to_string(), attempt.number), failure, now)
+                .await
+                .map_err(failed(what))?;
+        }
         tx.commit().await.map_err(failed(what))?;
         Ok(PutReport::Recorded)
     }
@@ -260,15 +331,14 @@ impl Db {
         let done = sqlx::query(sqlx::AssertSqlSafe(format!(
             "UPDATE rollout_attempts SET state = 'failed', failure = 'timeout', \
              detail = 'no end was reported in time' \
-             WHERE rollout = $1 AND state {NOT_ENDED} AND first_received < $2"
+             WHERE rollout = $1 AND state {NOT_ENDED} AND first_received < $2 RETURNING node, number"
         )))
         .bind(rollout.to_string())
         .bind(now.saturating_sub(claimed(timeout)))
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await
-        .map_err(failed(what))?
-        .rows_affected();
-        if done > 0 {
+        .map_err(failed(what))?;
+        if !done.is_empty() {
             sqlx::query(sqlx::AssertSqlSafe(format!(
                 "UPDATE node_running SET attempt_state = 'failed', failure = 'timeout' WHERE rollout = $1 \
                  AND attempt_state {NOT_ENDED} AND node IN \
@@ -280,8 +350,14 @@ impl Db {
             .await
             .map_err(failed(what))?;
         }
+        for row in &done {
+            let node = row.text("node").map_err(failed(what))?;
+            let number = row.number32("number").map_err(failed(what))?;
+            let failure = ("timeout", "no end was reported in time".to_owned());
+            tell_of_failure(&mut tx, (rollout, &node, number), failure, now).await.map_err(failed(what))?;
+        }
         tx.commit().await.map_err(failed(what))?;
-        Ok(done)
+        Ok(done.len() as u64)
     }
 
     /// Nodes that follow a channel, are not revoked, and reported at `since` or later or tried

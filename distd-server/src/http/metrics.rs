@@ -1,36 +1,40 @@
 //! `/metrics`: counters of this process, with label values from closed sets.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::IntoResponse;
+use distd_core::api::{FleetStatus, RolloutStage};
 use distd_core::error::Chain;
-use distd_peer::metrics::MetricsText;
+use distd_core::fleet::state::UpdateState;
+use distd_peer::clock::unix_now;
+use distd_peer::metrics::{CONTENT_TYPE, CountersBy, DurationsBy, Labels, Scrape, certificate_end};
 
 use super::App;
 use super::route::{Route, routes};
+use crate::db::DbError;
+use crate::origin::{FleetSelection, Origin, signed};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![metrics]
 }
 
-/// Number of answers, and the seconds until each of them began.
-#[derive(Clone, Copy, Default)]
-struct Answers {
-    count: u64,
-    seconds: f64,
-}
+/// Age up to which sums over the fleet are given again, so that scrapes cost the database little:
+/// anybody may ask.
+const FLEET_AGAIN: Duration = Duration::from_secs(5);
 
 /// Counters of the HTTP side.
-#[derive(Default)]
 pub(super) struct Metrics {
     /// Answers by method, route and status, each from a closed set.
-    answers: Mutex<BTreeMap<(String, String, u16), Answers>>,
+    answers: CountersBy,
+    /// Times until answers began, by route and class of status.
+    answer_seconds: DurationsBy,
+    /// The newest sums over the fleet, and when they were made.
+    fleet: tokio::sync::Mutex<Option<(Instant, FleetStatus)>>,
     /// Connections that are open now.
     pub(super) connections_open: AtomicU64,
     /// Connections accepted.
@@ -47,6 +51,23 @@ pub(super) struct Metrics {
     pub(super) pack_bytes_sent: AtomicU64,
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            answers: CountersBy::default(),
+            answer_seconds: DurationsBy::short(),
+            fleet: tokio::sync::Mutex::default(),
+            connections_open: AtomicU64::default(),
+            connections: AtomicU64::default(),
+            connections_refused: AtomicU64::default(),
+            handshakes_failed: AtomicU64::default(),
+            releases: AtomicU64::default(),
+            received_bytes: AtomicU64::default(),
+            pack_bytes_sent: AtomicU64::default(),
+        }
+    }
+}
+
 impl Metrics {
     pub(super) fn count(&self, method: &Method, route: &str, status: u16, elapsed: Duration) {
         // A caller can invent methods; they share one label value, so that the table stays small.
@@ -54,10 +75,35 @@ impl Metrics {
             known @ ("GET" | "HEAD" | "PUT" | "POST" | "DELETE") => known,
             _ => "other",
         };
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = answers.entry((method.to_owned(), route.to_owned(), status)).or_default();
-        answer.count += 1;
-        answer.seconds += elapsed.as_secs_f64();
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        let route = || Cow::from(route.to_owned());
+        let labels = vec![
+            ("method", Cow::from(method.to_owned())),
+            ("route", route()),
+            ("status", status.to_string().into()),
+        ];
+        self.answers.add(&labels, 1);
+        self.answer_seconds.observe(&vec![("route", route()), ("class", class.into())], elapsed);
+    }
+
+    /// Sums over the fleet, at most [`FLEET_AGAIN`] old.
+    async fn fleet(&self, origin: &Origin) -> Result<FleetStatus, DbError> {
+        let mut newest = self.fleet.lock().await;
+        if let Some((made, status)) = newest.as_ref()
+            && made.elapsed() < FLEET_AGAIN
+        {
+            return Ok(status.clone());
+        }
+        let all = FleetSelection::default();
+        let status = origin.fleet_status(None, None, &all, signed(unix_now())).await?;
+        *newest = Some((Instant::now(), status.clone()));
+        Ok(status)
     }
 }
 
@@ -66,29 +112,30 @@ impl Metrics {
     (status = 200, description = "Metrics in Prometheus text format", body = String, content_type = "text/plain")
 ))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(&app).await)
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text(&app).await)
+}
+
+fn by(label: &'static str, word: &'static str) -> Labels {
+    vec![(label, Cow::from(word))]
 }
 
 async fn text(app: &App) -> String {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let mut out = MetricsText::default();
-    out.head("distd_build_info", "gauge", "Version of distd-server.");
-    let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    let mut out = Scrape::of("distd-server");
 
     let m = &app.metrics;
-    let answers = m.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    out.head("distd_http_requests_total", "counter", "Requests answered, by method, route and status.");
-    for ((method, route, status), answer) in &answers {
-        let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
-        let _ = writeln!(out.0, "distd_http_requests_total{{{labels}}} {}", answer.count);
-    }
-    out.head("distd_http_request_seconds_total", "counter", "Time until the response began, seconds.");
-    for ((method, route, status), answer) in &answers {
-        let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
-        let _ = writeln!(out.0, "distd_http_request_seconds_total{{{labels}}} {:.6}", answer.seconds);
-    }
-    out.one("distd_http_connections_open", "gauge", "HTTP connections open.", load(&m.connections_open));
-    for (name, help, counter) in [
+    out.counted_by(
+        "distd_http_requests_total",
+        "Requests answered, by method, route and status.",
+        &m.answers,
+    );
+    out.durations_by(
+        "distd_http_request_seconds",
+        "Time until the response began, by route and class of status, seconds.",
+        &m.answer_seconds,
+    );
+    out.gauge("distd_http_connections_open", "HTTP connections open.", load(&m.connections_open));
+    out.counters(&[
         ("distd_http_connections_total", "HTTP connections accepted.", &m.connections),
         (
             "distd_http_connections_refused_total",
@@ -99,9 +146,7 @@ async fn text(app: &App) -> String {
         ("distd_releases_made_total", "Releases made by this process.", &m.releases),
         ("distd_ingest_bytes_total", "Bytes of chunks and files received.", &m.received_bytes),
         ("distd_http_pack_bytes_total", "Bytes of packs sent over HTTP.", &m.pack_bytes_sent),
-    ] {
-        out.one(name, "counter", help, load(counter));
-    }
+    ]);
 
     let s = &app.spooling;
     for (name, help, value) in [
@@ -109,11 +154,11 @@ async fn text(app: &App) -> String {
         ("distd_http_bodies_memory_bytes", "Bytes of memory that upload bodies take.", s.held_bytes()),
         ("distd_http_bodies_disk_bytes", "Bytes of upload bodies in files without a name.", s.disk_bytes()),
     ] {
-        out.one(name, "gauge", help, value);
+        out.gauge(name, help, value);
     }
 
     let c = app.origin.ingest().compaction();
-    for (name, help, counter) in [
+    out.counters(&[
         ("distd_compacted_packs_total", "Packs emptied because they were mostly unused.", &c.packs),
         (
             "distd_compacted_bytes_total",
@@ -121,16 +166,16 @@ async fn text(app: &App) -> String {
             &c.copied_bytes,
         ),
         ("distd_compaction_deleted_bytes_total", "Bytes of emptied packs deleted.", &c.deleted_bytes),
-    ] {
-        out.one(name, "counter", help, load(counter));
-    }
+    ]);
 
     let p = &app.origin.patches().counters;
-    out.head("distd_patch_sets_total", "counter", "Patch sets that this process tried to make, by result.");
-    for (result, counter) in [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)] {
-        let _ = writeln!(out.0, "distd_patch_sets_total{{result=\"{result}\"}} {}", load(counter));
-    }
-    for (name, help, counter) in [
+    let results = [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)];
+    out.counters_by(
+        "distd_patch_sets_total",
+        "Patch sets that this process tried to make, by result.",
+        results.map(|(word, counter)| (by("result", word), load(counter))),
+    );
+    out.counters(&[
         ("distd_patch_bytes_total", "Bytes of the patch sets made.", &p.bytes),
         ("distd_patch_chunk_bytes_total", "Bytes of the chunks that those patch sets replace.", &p.packed),
         (
@@ -138,12 +183,33 @@ async fn text(app: &App) -> String {
             "Patches that did not rebuild their target and were not used.",
             &p.wrong,
         ),
-    ] {
-        out.one(name, "counter", help, load(counter));
-    }
+    ]);
+    out.durations_by(
+        "distd_patch_make_seconds",
+        "Time that making a patch set took, by kind and result, seconds.",
+        &p.seconds,
+    );
+    out.durations_by(
+        "distd_publish_seconds",
+        "Time that signing and storing took, by what was published, seconds.",
+        app.origin.publications(),
+    );
 
+    app.origin.measure_webhooks(&mut out);
     out.serve(&app.counters);
+    out.disks(app.origin.directories());
+    let realm = app.origin.realm();
+    out.certificates([
+        ("origin", certificate_end(&app.origin.credentials().certificate())),
+        ("ca", realm.ca_end()),
+    ]);
+    out.metadata_ends(app.origin.metadata_ends().await);
+    state(app, &mut out).await;
+    out.text()
+}
 
+/// Adds the numbers that the database knows.
+async fn state(app: &App, out: &mut Scrape) {
     let db = app.origin.db();
     // Every upload expires before the largest time, so this selects all open ones.
     let state = tokio::try_join!(
@@ -151,22 +217,50 @@ async fn text(app: &App) -> String {
         db.pack_bytes(),
         db.emptied_bytes(),
         db.nodes(),
-        db.patch_sets_waiting()
+        db.patch_sets_waiting(),
+        db.rollouts_under_way(),
+        db.delivery_counts(),
+        app.metrics.fleet(&app.origin)
     );
-    out.one("distd_database_up", "gauge", "Whether the database answers.", u64::from(state.is_ok()));
+    out.gauge("distd_database_up", "Whether the database answers.", u64::from(state.is_ok()));
     match state {
-        Ok((uploads, bytes, emptied, nodes, patch_sets)) => {
-            out.one("distd_uploads_open", "gauge", "Uploads open.", uploads.len() as u64);
-            out.one("distd_patch_sets_waiting", "gauge", "Patch sets queued or being made.", patch_sets);
-            out.one("distd_pack_bytes", "gauge", "Bytes of all packs in the object store.", bytes);
-            out.one(
+        Ok((uploads, bytes, emptied, nodes, patch_sets, rollouts, (waiting, given_up), fleet)) => {
+            out.gauge("distd_uploads_open", "Uploads open.", uploads.len() as u64);
+            out.gauge("distd_patch_sets_waiting", "Patch sets queued or being made.", patch_sets);
+            out.gauge("distd_pack_bytes", "Bytes of all packs in the object store.", bytes);
+            out.gauge(
                 "distd_emptied_pack_bytes",
-                "gauge",
                 "Bytes of emptied packs that are not deleted yet.",
                 emptied,
             );
             let active = nodes.iter().filter(|node| node.revoked.is_none()).count() as u64;
-            out.one("distd_nodes", "gauge", "Nodes enrolled and not revoked.", active);
+            out.gauge("distd_nodes", "Nodes enrolled and not revoked.", active);
+            let stages = [RolloutStage::Open, RolloutStage::Paused, RolloutStage::Halted];
+            let of = |stage| rollouts.iter().filter(|row| row.stage == stage).count() as u64;
+            out.gauges(
+                "distd_rollouts",
+                "Rollouts that have not ended, by state.",
+                stages.map(|stage| (by("state", stage.as_str()), of(stage))),
+            );
+            out.gauges(
+                "distd_webhook_deliveries",
+                "Events for webhooks that wait, and that were given up in the last 30 days.",
+                [("waiting", waiting), ("given_up", given_up)]
+                    .map(|(word, count)| (by("state", word), count)),
+            );
+            let FleetStatus { contact, mut update, .. } = fleet;
+            let contacts =
+                [("online", contact.online), ("offline", contact.offline), ("unknown", contact.unknown)];
+            out.gauges(
+                "distd_devices",
+                "Devices by whether the origin has heard of them within 3 hours.",
+                contacts.map(|(word, devices)| (by("contact", word), devices)),
+            );
+            out.gauges(
+                "distd_device_updates",
+                "Devices by the state of their update, once for each channel that they follow.",
+                UpdateState::ALL.iter().map(|state| (by("state", state.as_str()), *update.of(*state))),
+            );
         }
         Err(error) => {
             tracing::warn!(
@@ -175,5 +269,4 @@ async fn text(app: &App) -> String {
             );
         }
     }
-    out.0
 }

@@ -41,6 +41,7 @@ mod tuf;
 #[cfg(feature = "ui")]
 mod ui;
 mod uploads;
+mod webhooks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -190,6 +191,7 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         gc::routes(),
         quotas::routes(),
+        webhooks::routes(),
         tokens::routes(),
         ddi::token_routes(),
         nodes::routes(),

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{Ready, Version};
 use distd_peer::clock::unix_now;
+use distd_peer::trust::tuf::wire::end_of;
 
 use super::App;
 use super::route::{Route, routes};
@@ -56,7 +57,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
             "cannot be read"
         }
         Ok(None) => "missing",
-        Ok(Some(json)) => match expiry(&json) {
+        Ok(Some(json)) => match end_of(&json) {
             None => "cannot be read",
             Some(end) if end <= unix_now() => "expired: devices refuse it",
             Some(_) => "ok",
@@ -77,13 +78,6 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
             space: space.into(),
         }),
     )
-}
-
-/// Expiry of a TUF document, unix seconds.
-fn expiry(json: &[u8]) -> Option<u64> {
-    let document: serde_json::Value = serde_json::from_slice(json).ok()?;
-    let end: jiff::Timestamp = document.get("signed")?.get("expires")?.as_str()?.parse().ok()?;
-    u64::try_from(end.as_second()).ok()
 }
 
 /// Sends the name and versions of the program.

@@ -1,15 +1,16 @@
-//! Commands for an operator on the origin's machine: check, back up, restore, change keys and
-//! roots, make an admin token.
+//! Commands for an operator on the origin's machine: check, examine, back up, restore, change keys
+//! and roots, make an admin token.
 //!
 //! | command | beside a running origin | writes to |
 //! |---|---|---|
-//! | `fsck`, `root show`, `backup` | `fsck` no, the others yes | nothing of the origin's |
+//! | `fsck`, `doctor`, `root show`, `backup` | `fsck` no, the others yes | nothing of its |
 //! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store (`own`) | everything |
 //! | `admin-token` | yes; the store must belong to the database | one row |
 //! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
 //! | `openpgp-key` | yes | the key's file, if there is none |
 
 mod backup;
+mod doctor;
 mod fsck;
 mod keys;
 mod own;
@@ -19,6 +20,7 @@ mod root;
 mod token;
 
 pub use backup::{Backed, BackupError, backup};
+pub use doctor::doctor;
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
 pub use keys::{KeysError, openpgp_key, renew_ca, rotate};
 pub use own::OwnError;

@@ -11,6 +11,8 @@ use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::capabilities::Permit;
 use distd_peer::clock::unix_now;
+use distd_peer::doctor::about_answer;
+use distd_peer::request;
 use distd_peer::serve::{ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use distd_peer::trust::report;
 use distd_peer::trust::tls::PeerIdentity;
@@ -105,6 +107,13 @@ impl Content for Shared {
         let origin = &self.0.origin;
         let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
         if let Ok(question) = Query::decode(&query) {
+            if let Some(request) = request::plain(question.request.as_deref()) {
+                let node = peer.node_id;
+                tracing::debug!(target: request::LOG_TARGET, request, %node, "asked for metadata");
+            }
+            if question.about {
+                return Ok(about_answer());
+            }
             if question.revoked {
                 return origin.revoked_answer().await.map(Bytes::from).map_err(|e| internal(e.into()));
             }

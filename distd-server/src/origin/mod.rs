@@ -25,6 +25,7 @@ mod rights;
 mod rollouts;
 mod root;
 mod statements;
+mod webhooks;
 mod withdraw;
 
 use std::num::NonZeroU64;
@@ -35,10 +36,12 @@ use std::time::Duration;
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
+use distd_peer::metrics::DurationsBy;
 use distd_peer::news::Newsroom;
 use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
+use distd_peer::trust::tuf::wire::end_of;
 
 use self::bytes::ArtifactBytes;
 use self::manifests::ManifestCache;
@@ -74,6 +77,8 @@ pub use revoked::RevokedListError;
 pub use rights::NodeRights;
 pub use rollouts::{RolloutError, RolloutStatus, WaveStatus};
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
+pub(crate) use webhooks::{SECRET_BYTES, secret_text};
+pub use webhooks::{WebhookError, WebhookOptions};
 pub use withdraw::{RemoveOrder, WithdrawError};
 
 /// Places of an origin's parts.
@@ -131,6 +136,8 @@ pub struct Tuning {
     pub limits: IngestLimits,
     /// When releases that nothing keeps are removed.
     pub gc: GcOptions,
+    /// Where webhooks may lead.
+    pub webhooks: WebhookOptions,
     /// Files with the public root keys of a new realm; if there is none, the origin makes a root
     /// key.
     pub offline_root: Vec<PathBuf>,
@@ -149,6 +156,7 @@ impl Default for Tuning {
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
             gc: GcOptions::default(),
+            webhooks: WebhookOptions::default(),
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
@@ -220,6 +228,9 @@ pub enum OpenError {
     /// Cleaning up after the last run failed.
     #[error(transparent)]
     Ingest(#[from] IngestError),
+    /// Webhooks cannot be sent.
+    #[error(transparent)]
+    Webhooks(#[from] WebhookError),
     /// The releases that the last run had committed could not be published.
     #[error("could not publish releases that were committed before")]
     Publish(#[from] PublishError),
@@ -258,7 +269,10 @@ pub struct Origin {
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
+    /// Times that signing and storing took, by what was published.
+    publications: DurationsBy,
     gc: GcOptions,
+    webhooks: webhooks::Sender,
     /// Products whose list of patch sets has to be signed again.
     relist: std::sync::Mutex<std::collections::BTreeSet<distd_core::names::Name>>,
 }
@@ -292,6 +306,7 @@ impl Origin {
             patches,
             limits,
             gc,
+            webhooks,
             offline_root,
             root_threshold,
         } = tuning;
@@ -377,7 +392,9 @@ impl Origin {
             rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
+            publications: DurationsBy::short(),
             gc,
+            webhooks: webhooks::Sender::new(webhooks)?,
             relist: Default::default(),
         });
         if let Some(listed) = listed {
@@ -483,6 +500,26 @@ impl Origin {
     /// The maker of patch sets.
     pub fn patches(&self) -> &PatchMaker {
         &self.patches
+    }
+
+    /// Times that publications took, by what was published.
+    pub fn publications(&self) -> &DurationsBy {
+        &self.publications
+    }
+
+    /// Ends of the validity of the timestamp and of the root, unix seconds; `None` for one that
+    /// cannot be read.
+    pub async fn metadata_ends(&self) -> [(&'static str, Option<u64>); 2] {
+        let (timestamp, root) =
+            tokio::join!(self.metadata.get("timestamp.json"), self.repository.root_json());
+        let timestamp = timestamp.ok().flatten().and_then(|json| end_of(&json));
+        [("timestamp", timestamp), ("root", root.ok().and_then(|json| end_of(&json)))]
+    }
+
+    /// Directories whose disks matter, with their uses.
+    pub fn directories(&self) -> Vec<(&'static str, &Path)> {
+        let store = self.ingest.store().directory().map(|directory| ("store", directory));
+        [("data", self.data.as_path())].into_iter().chain(store).collect()
     }
 
     /// The CA.

@@ -1,6 +1,7 @@
 //! From rows to signed metadata: the last step of a release, and the moves of channels.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use bytes::Bytes;
 use distd_core::fleet::rollout::RolloutDoc;
@@ -133,6 +134,7 @@ impl Origin {
     /// [`PublishReleaseError`].
     pub async fn publish_release(&self, committed: &CommitResult) -> Result<(), PublishReleaseError> {
         let ReleaseRow { product, version, .. } = &committed.release;
+        let began = Instant::now();
         if committed.release.published.is_some() {
             return Ok(());
         }
@@ -146,6 +148,7 @@ impl Origin {
         let custom = custom_of(&committed.release);
         self.repository.publish_release(product, version, committed.root.clone(), custom, now).await?;
         self.db.mark_published(product, version, signed(now)).await?;
+        self.publications.observe(&vec![("what", "release".into())], began.elapsed());
         self.queue_for_release(&committed.release).await;
         Ok(())
     }
@@ -258,6 +261,7 @@ impl Origin {
         product: &Name,
         channel: &Name,
     ) -> Result<(), PublishChannelError> {
+        let began = Instant::now();
         let found = self.db.channel(product, channel).await?;
         let Some(row) = found else {
             self.log_rollouts(product, channel, None).await?;
@@ -269,6 +273,7 @@ impl Origin {
         let document = channel_document(&row, &release, rollout.clone(), files);
         self.log_rollouts(product, channel, Some(&document)).await?;
         self.repository.apply(vec![channel_change(&row, document)], unix_now()).await?;
+        self.publications.observe(&vec![("what", "channel".into())], began.elapsed());
         self.tell_of_channel(&row, rollout.as_ref()).await;
         Ok(self.db.rollouts_are_signed(product, channel, Some(row.counter)).await?)
     }

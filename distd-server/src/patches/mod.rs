@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use distd_core::{ChunkHash, ManifestId};
+use distd_peer::metrics::DurationsBy;
 use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
@@ -112,7 +113,7 @@ pub enum MakeError {
 }
 
 /// Counters of this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PatchCounters {
     /// Sets with at least one patch.
     pub ready: AtomicU64,
@@ -126,6 +127,31 @@ pub struct PatchCounters {
     pub packed: AtomicU64,
     /// Patches that did not rebuild their targets and were not used.
     pub wrong: AtomicU64,
+    /// Times that making a set took, by kind and result.
+    pub seconds: DurationsBy,
+}
+
+impl Default for PatchCounters {
+    fn default() -> Self {
+        Self {
+            ready: AtomicU64::default(),
+            empty: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            packed: AtomicU64::default(),
+            wrong: AtomicU64::default(),
+            seconds: DurationsBy::long(),
+        }
+    }
+}
+
+impl PatchCounters {
+    /// Counts the time that making a set took, and whether it was made.
+    pub(crate) fn took(&self, kind: SetKind, is_made: bool, duration: Duration) {
+        let kind = if kind == SetKind::Solid { "solid" } else { "pair" };
+        let result = if is_made { "made" } else { "failed" };
+        self.seconds.observe(&vec![("kind", kind.into()), ("result", result.into())], duration);
+    }
 }
 
 /// Maker of patch sets from a database and a store.

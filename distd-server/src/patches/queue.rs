@@ -39,6 +39,7 @@ impl PatchMaker {
             Ok(Some(made)) => {
                 let (bytes, packed, patches) = (made.bytes, made.packed, made.patches);
                 let seconds = begin.elapsed().as_secs();
+                self.counters.took(kind, true, begin.elapsed());
                 tracing::info!(%product, from, %to, patches, bytes, packed, seconds, "patch set ready");
                 Ok(Some((product.clone(), made)))
             }
@@ -53,6 +54,7 @@ impl PatchMaker {
             }
             Err(error) => {
                 self.count_failure();
+                self.counters.took(kind, false, begin.elapsed());
                 tracing::error!(%product, from, %to, error = %Chain(&error), "no patch set");
                 self.db.fail_patch_set(&row.key, &self.maker, &reason(&error), signed(unix_now())).await?;
                 Ok(None)

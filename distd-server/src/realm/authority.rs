@@ -92,7 +92,7 @@ impl Authority {
 }
 
 /// Latest end of the certificates in a PEM file, unix seconds; 0 without one.
-fn ca_end(pem: &str) -> u64 {
+pub(crate) fn ca_end(pem: &str) -> u64 {
     let ends = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).filter_map(|der| {
         let (_, cert) = X509Certificate::from_der(&der).ok()?;
         u64::try_from(cert.validity().not_after.timestamp()).ok()

@@ -32,7 +32,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::authority::{Authority, warn_of_end};
+use super::authority::{Authority, ca_end, warn_of_end};
 use crate::signer::{KeyHolder, SignerError, SignerLink};
 
 const DAY: u64 = 24 * 3600;
@@ -199,6 +199,11 @@ impl Realm {
         }
         warn_of_end(&ca_pem, now);
         Ok(Self { ca_key, ca, ca_pem, origin_key, node_seconds: NODE_SECONDS })
+    }
+
+    /// Latest end of the CA's certificates, unix seconds; `None` where no certificate can be read.
+    pub fn ca_end(&self) -> Option<u64> {
+        Some(ca_end(&self.ca_pem)).filter(|end| *end > 0)
     }
 
     /// Sets the validity of node certificates, seconds; at least a minute.

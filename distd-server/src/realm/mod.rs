@@ -9,6 +9,6 @@ mod authority;
 mod ca;
 mod enroll;
 
-pub(crate) use authority::Authority;
+pub(crate) use authority::{Authority, ca_end};
 pub use ca::{OriginCert, Realm, RealmError};
 pub use enroll::{JoinTokens, Redemption, RegistryError, RequestRefused, Roots};

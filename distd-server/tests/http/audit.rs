@@ -66,7 +66,8 @@ impl Log<'_> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_that_changes_something_leaves_an_entry() {
     let directory = tempfile::tempdir().expect("tempdir");
-    let world = World::open_with(directory, &[("bundle_validity", "2d")]).await;
+    let world =
+        World::open_with(directory, &[("bundle_validity", "2d"), ("webhook_network", "127.0.0.0/8")]).await;
     let (_, own) = world.get("/v1/token").await;
     let admin = format!("token {}", text(&own["id"]));
     let mut log = Log { world: &world, admin, seen: BTreeSet::new(), head: 0 };
@@ -178,6 +179,18 @@ async fn each_request_that_changes_something_leaves_an_entry() {
         let path = format!("{list}/{}", text(&made["id"]));
         log.call("DELETE", &format!("{list}/{{id}}"), &path, None, &format!("{kind}.revoke")).await;
     }
+
+    // Webhooks. Nothing listens at the port.
+    let hooks = "/v1/webhooks";
+    let body = json!({"url": "http://127.0.0.1:1/secret-path"});
+    let made = log.call("POST", hooks, hooks, Some(body), "webhook.add").await;
+    let path = format!("{hooks}/{}", text(&made["id"]));
+    for (order, action) in [("test", "webhook.test"), ("retry", "webhook.retry")] {
+        log.call("POST", &format!("{hooks}/{{id}}/{order}"), &format!("{path}/{order}"), None, action).await;
+    }
+    log.call("DELETE", &format!("{hooks}/{{id}}"), &path, None, "webhook.remove").await;
+    let (_, page) = world.get("/v1/audit?action=webhook").await;
+    assert!(!page.to_string().contains("secret-path"), "{page}");
 
     // All requests that change something are among these.
     let (_, document) = answer(world.bare(Method::GET, "/v1/openapi.json")).await;

@@ -42,7 +42,7 @@ const OPEN: [&str; 10] = [
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 59] = [
+const RESTRICTED: [(&str, &str, &str); 65] = [
     ("GET", "/v1/audit", "view"),
     ("GET", "/v1/ddi/tokens", "view"),
     ("POST", "/v1/ddi/tokens", "admin"),
@@ -102,6 +102,12 @@ const RESTRICTED: [(&str, &str, &str); 59] = [
     ("POST", "/v1/uploads/{upload}/chunks", "publish"),
     ("POST", "/v1/uploads/{upload}/commit", "publish"),
     ("POST", "/v1/uploads/{upload}/missing", "publish"),
+    ("GET", "/v1/webhooks", "view"),
+    ("POST", "/v1/webhooks", "admin"),
+    ("DELETE", "/v1/webhooks/{id}", "admin"),
+    ("GET", "/v1/webhooks/{id}/deliveries", "view"),
+    ("POST", "/v1/webhooks/{id}/retry", "admin"),
+    ("POST", "/v1/webhooks/{id}/test", "admin"),
 ];
 
 /// A route, as the OpenAPI document states it.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::wire::{Answer, QUERY_NAMES_MAX, Query, ROOTS_PER_ANSWER, WireError};
+use crate::request;
 
 /// Reason why a source gave no answer.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -86,6 +87,9 @@ impl Files {
 
     /// Asks one question and keeps the files of the answer.
     pub(super) async fn ask(&self, query: &Query) -> Result<(), FetchError> {
+        let id = request::current();
+        tracing::debug!(target: request::LOG_TARGET, request = %id, targets = ?query.targets, "asking for metadata");
+        let query = Query { request: Some(id.to_string()), ..query.clone() };
         let bytes = self.inner.source.query(query.encode()).await.map_err(FetchError::Source)?;
         let answer = Answer::decode(&bytes).map_err(FetchError::Wire)?;
         self.with(|state| {

@@ -69,6 +69,13 @@ pub struct Query {
     /// Whether the sender wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
+    /// Whether the sender wants the parent's time and version ([`crate::doctor`]); a query with it
+    /// asks for nothing else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub about: bool,
+    /// Id of the request of the device, for logs ([`crate::request`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// Question for capabilities; a query with it asks for nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<CapabilityQuestion>,
@@ -197,6 +204,13 @@ pub fn role_file(name: &str) -> Option<(&str, u64)> {
 /// nothing.
 pub fn version_of(json: &[u8]) -> Option<u64> {
     serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
+}
+
+/// Returns `signed.expires` of a metadata file, unix seconds. It proves nothing.
+pub fn end_of(json: &[u8]) -> Option<u64> {
+    let file: serde_json::Value = serde_json::from_slice(json).ok()?;
+    let end: jiff::Timestamp = file.get("signed")?.get("expires")?.as_str()?.parse().ok()?;
+    u64::try_from(end.as_second()).ok()
 }
 
 #[cfg(test)]
