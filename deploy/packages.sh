@@ -22,7 +22,8 @@ out=$(realpath -m "${out:-$target/debian}")
 need dpkg-shlibdeps:dpkg-dev
 command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
 
-options=(); [ "$profile" = debug ] || options=(--release)
+# Debug programs are those of the tests, which have been built with other features of libraries than programs alone.
+options=(--tests); [ "$profile" = debug ] || options=(--release)
 cargo build --workspace --bins --locked "${options[@]}"
 # cargo-deb takes the files of a release build, and strips copies of them. It finds those of a debug build by links.
 files=$target/packages-$profile

@@ -6,5 +6,5 @@ cd "$(dirname "$0")/../.."
 . tests/lib/install.sh
 need strace:strace
 export DISTD_TEST_FAULTS=all
-cargo build --workspace --bins --locked
+cargo build --workspace --bins --tests --locked
 cargo test -p distd-tests --test faults --locked -- --nocapture "$@"

@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export DISTD_TEST_KILLS=${1:-50} DISTD_TEST_RNG_SEED=${DISTD_TEST_RNG_SEED:-$RANDOM}
-cargo build --workspace --bins --locked
+cargo build --workspace --bins --tests --locked
 cargo nextest run -p distd-tests --test kills --test kills_patched --locked --no-capture

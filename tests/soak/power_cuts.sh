@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/lib/install.sh
 need strace:strace grub-editenv:grub-common
-cargo build --workspace --bins --locked
+cargo build --workspace --bins --tests --locked
 DISTD_TEST_CUT_STATES=${1:-120000} DISTD_TEST_CUT_STARTS=${2:-60} \
   cargo nextest run --workspace --locked --no-capture --test power_cuts

@@ -17,5 +17,5 @@ printf '#!/bin/sh\nexec %s %s/pg_ctl -D %s -m immediate -w restart >/dev/null\n'
 chmod 755 "$restart"
 export DISTD_TEST_POSTGRES_RESTART=$restart
 export DISTD_TEST_ROUNDS=${1:-200} DISTD_TEST_RNG_SEED=${DISTD_TEST_RNG_SEED:-$RANDOM}
-cargo build --workspace --bins --locked
+cargo build --workspace --bins --tests --locked
 cargo nextest run --workspace --test replicas --locked --no-capture -E 'test(faults_of_replicas)'

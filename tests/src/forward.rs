@@ -1,10 +1,11 @@
 //! A connection forwarder with faults: what lies between a process and the database or store that
 //! it uses.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Behaviour of a forwarder.
@@ -39,7 +40,20 @@ pub struct Forwarder {
     /// Port on which it listens.
     pub port: u16,
     path: Arc<AtomicU8>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    open: Arc<Open>,
+}
+
+/// Both ends of the connections that are open, by number.
+#[derive(Default)]
+struct Open {
+    number: AtomicU64,
+    ends: Mutex<BTreeMap<u64, [TcpStream; 2]>>,
+}
+
+impl Open {
+    fn ends(&self) -> MutexGuard<'_, BTreeMap<u64, [TcpStream; 2]>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Forwarder {
@@ -65,7 +79,7 @@ impl Forwarder {
     pub fn set(&self, path: Path) {
         self.path.store(path as u8, Ordering::SeqCst);
         if matches!(path, Path::Broken | Path::Throttled) {
-            for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            for stream in std::mem::take(&mut *self.open.ends()).into_values().flatten() {
                 // It may have ended already.
                 let _ = stream.shutdown(Shutdown::Both);
             }
@@ -73,7 +87,7 @@ impl Forwarder {
     }
 }
 
-fn forward(mut from: TcpStream, to: &str, path: &Arc<AtomicU8>, open: &Mutex<Vec<TcpStream>>) {
+fn forward(mut from: TcpStream, to: &str, path: &Arc<AtomicU8>, open: &Open) {
     let now = || Path::of(path.load(Ordering::SeqCst));
     match now() {
         Path::Broken => return,
@@ -88,15 +102,16 @@ fn forward(mut from: TcpStream, to: &str, path: &Arc<AtomicU8>, open: &Mutex<Vec
     }
     let Ok(to) = TcpStream::connect(to) else { return };
     let (Ok(from_too), Ok(to_too)) = (from.try_clone(), to.try_clone()) else { return };
-    {
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.extend([from.try_clone(), to.try_clone()].into_iter().flatten());
+    let number = open.number.fetch_add(1, Ordering::Relaxed);
+    if let (Ok(one), Ok(other)) = (from.try_clone(), to.try_clone()) {
+        open.ends().insert(number, [one, other]);
     }
     let back = path.clone();
     let back = std::thread::spawn(move || copy(to_too, from_too, &back));
     copy(from, to, path);
     // It ends when either side does.
     let _ = back.join();
+    open.ends().remove(&number);
 }
 
 fn copy(mut from: TcpStream, mut to: TcpStream, path: &AtomicU8) {

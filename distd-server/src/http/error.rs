@@ -208,7 +208,7 @@ impl ApiError {
     /// Answer of a replica that cannot pass a request on.
     pub(super) fn no_leader(why: &str) -> Self {
         let message = format!("no origin that leads can be asked: {why}");
-        let next = "repeat the request in some seconds; GET /v1/replicas says who leads";
+        let next = "repeat the request in some seconds";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code::UNAVAILABLE, message, next)
     }
 
