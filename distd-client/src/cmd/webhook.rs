@@ -24,7 +24,7 @@ pub(crate) struct Args {
 enum Command {
     /// Register an address; the key of the signatures is printed once.
     Add {
-        /// Address, as in https://hooks.example.com/distd. One with a secret in it can come from
+        /// Address of the receiver, which begins with https. One with a secret in it can come from
         /// --url-file instead.
         #[arg(value_name = "URL", required_unless_present = "url_file", conflicts_with = "url_file")]
         url: Option<String>,
