@@ -12,7 +12,12 @@ need curl:curl python3:python3
 pairs=${1:-12} mib=${2:-24} programs=${PROGRAMS:-target/release}
 work=$(mktemp -d); chmod 755 "$work"
 pids=()
-cleanup() { for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done; wait 2>/dev/null || true; stop_postgres; kill "${s3_pid:-0}" 2>/dev/null || true; rm -rf "$work"; }
+cleanup() {
+  for pid in "${pids[@]}" ${s3_pid:-}; do kill "$pid" 2>/dev/null || true; done
+  stop_postgres
+  wait
+  rm -rf "$work"
+}
 trap cleanup EXIT
 start_postgres "$work"
 start_s3 "$work"

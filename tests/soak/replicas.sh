@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 . tests/lib/servers.sh
 need curl:curl python3:python3
 work=$(mktemp -d); chmod 755 "$work"
-trap 'stop_postgres; kill "${s3_pid:-0}" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'stop_postgres; [ -z "${s3_pid:-}" ] || kill "$s3_pid" 2>/dev/null || true; rm -rf "$work"' EXIT
 start_postgres "$work"
 start_s3 "$work"
 # The test restarts the server by this program.
