@@ -61,6 +61,24 @@ pub enum ReplicaError {
     NotBegun,
 }
 
+/// Records now and then that the process `id` runs; never ends. An origin gives the address of its
+/// HTTP side, a worker none.
+pub(crate) async fn note_every(db: &Db, id: &str, kind: &str, address: &str) {
+    loop {
+        let row = ReplicaRow {
+            id: id.to_owned(),
+            kind: kind.to_owned(),
+            address: address.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            seen: signed(unix_now()),
+        };
+        if let Err(error) = db.note_replica(&row).await {
+            tracing::debug!(error = %Chain(&error), "this process could not be recorded");
+        }
+        tokio::time::sleep(NOTE).await;
+    }
+}
+
 /// This process among the replicas.
 pub struct Replica {
     settings: Settings,
@@ -231,7 +249,7 @@ impl Replica {
 
     async fn part_changes(&mut self, running: &Running) {
         let origin = Arc::clone(&running.origin);
-        let noted = self.note_every(&origin);
+        let noted = note_every(origin.db(), &self.id, "origin", &self.address);
         let changed = async {
             if let Some(leading) = &self.leading {
                 tokio::select! {
@@ -277,23 +295,6 @@ impl Replica {
                     leading.give_back().await;
                 }
             }
-        }
-    }
-
-    /// Says now and then that this process runs.
-    async fn note_every(&self, origin: &run::SharedOrigin) {
-        loop {
-            let row = ReplicaRow {
-                id: self.id.clone(),
-                kind: "origin".to_owned(),
-                address: self.address.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                seen: signed(unix_now()),
-            };
-            if let Err(error) = origin.db().note_replica(&row).await {
-                tracing::debug!(error = %Chain(&error), "this process could not be recorded");
-            }
-            tokio::time::sleep(NOTE).await;
         }
     }
 

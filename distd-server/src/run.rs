@@ -111,9 +111,6 @@ impl From<LockError> for StartError {
     }
 }
 
-/// An origin that several tasks share.
-pub type SharedOrigin = Arc<Origin>;
-
 /// Part of a process among replicas, as far as other processes see it.
 pub(crate) enum ReplicaPart {
     /// It leads, and is passed requests with this secret.

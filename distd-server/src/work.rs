@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::error::Chain;
-use distd_peer::clock::unix_now;
 use distd_peer::random;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::db::{Db, DbError, Maker, ReplicaRow, SetKind, sqlite_path};
+use crate::db::{Db, DbError, Maker, SetKind, sqlite_path};
 use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
-use crate::origin::{DisagreementError, Owner, signed};
+use crate::origin::{DisagreementError, Owner};
 use crate::patches::{NextError, PatchMaker};
+use crate::replica::note_every;
 use crate::store::{Store, StoreError, directory_of};
 
 /// Time between two looks at an empty queue.
@@ -22,9 +22,6 @@ const LOOK: Duration = Duration::from_secs(2);
 
 /// Pause after the database failed.
 const AGAIN: Duration = Duration::from_secs(10);
-
-/// Time between two statements that this process runs.
-const NOTE: Duration = Duration::from_secs(5);
 
 /// Reason why a worker ended, or could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +92,7 @@ pub async fn work(
     };
     let ended = tokio::select! {
         () = making => Ok(()),
-        () = note_every(&db, &id) => unreachable!("it goes on for ever"),
+        () = note_every(&db, &id, "worker", "") => unreachable!("it goes on for ever"),
         () = locks.lost().cancelled_owned() => Err(WorkError::Overtaken),
     };
     let _ = db.forget_replica(&id).await;
@@ -117,22 +114,5 @@ async fn make_all(maker: &PatchMaker, kind: SetKind, stop: &CancellationToken) {
             () = tokio::time::sleep(wait) => {}
             () = stop.cancelled() => {}
         }
-    }
-}
-
-/// Says now and then that this process runs.
-async fn note_every(db: &Db, id: &str) {
-    loop {
-        let row = ReplicaRow {
-            id: id.to_owned(),
-            kind: "worker".to_owned(),
-            address: String::new(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            seen: signed(unix_now()),
-        };
-        if let Err(error) = db.note_replica(&row).await {
-            tracing::debug!(error = %Chain(&error), "this process could not be recorded");
-        }
-        tokio::time::sleep(NOTE).await;
     }
 }

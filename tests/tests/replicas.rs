@@ -24,7 +24,7 @@ fn each_replica_serves_and_another_one_leads_when_the_leader_dies() {
     site.enroll("device", other);
     let (pulled, out) = site.pull("device", "os:stable");
     assert!(pulled.code == 0 && same(&one, &out), "{}", pulled.stderr);
-    // What one of them is told, the other one knows.
+    // A grant that the leader records holds at the other origin too.
     site.admin(leader, &["grant", "add", "everyone", "os"]).ok();
     assert!(site.admin(other, &["grant", "ls"]).ok().stdout.contains("os"));
 

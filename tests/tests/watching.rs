@@ -1,5 +1,5 @@
-//! What an operator watches: the metrics that the programs really give, the page that lists them,
-//! and the alerts and boards that are made of them.
+//! Metrics that the programs really give, the page that lists them, and the alerts and boards that
+//! are made of them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
