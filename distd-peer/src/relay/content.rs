@@ -37,6 +37,7 @@ use crate::trust::receipts::Witness;
 use crate::trust::report;
 use crate::trust::statement::StatementQuestion;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
+use crate::trust::tuf::StoreError;
 use crate::trust::tuf::wire::{Answer, Query};
 
 /// Maximum number of swarms kept open; beyond it the least recently used is closed. A swarm costs
@@ -178,9 +179,16 @@ impl Relay {
     /// [`ServeError`].
     pub(super) async fn refresh_metadata(&self) -> Result<(), ServeError> {
         let Some(mirror) = &self.mirror else { return Ok(()) };
-        let question = mirror.question().await.map_err(|e| ServeError::Internal(e.into()))?;
+        let internal = |e: StoreError| ServeError::Internal(e.into());
+        let question = mirror.question().await.map_err(internal)?;
         let answer = self.ask_parents(question.encode().into()).await?;
-        mirror.keep(&answer).await.map_err(|e| ServeError::Internal(e.into()))
+        if mirror.keep(&answer).await.map_err(internal)? {
+            return Ok(());
+        }
+        // A kept file is damaged, or the origin was restored from a backup.
+        let whole = Query { differences: false, ..question };
+        let answer = self.ask_parents(whole.encode().into()).await?;
+        mirror.keep(&answer).await.map(drop).map_err(internal)
     }
 
     /// Leaves at the parents those swarms from which nobody has fetched for a while: a parent has
@@ -312,6 +320,16 @@ impl Relay {
         {
             tracing::warn!(error = %Chain(&error), "a parent sent a capability that is not the realm's");
         }
+    }
+
+    /// Returns the question for a parent whose answer this relay can read: one without differences
+    /// where the asker holds files that the relay has not.
+    async fn readable(&self, sent: Bytes) -> Bytes {
+        let (Some(mirror), Ok(question)) = (&self.mirror, Query::decode(&sent)) else { return sent };
+        if !question.differences || mirror.has_all(&question).await.unwrap_or(false) {
+            return sent;
+        }
+        Query::without_differences(&sent)
     }
 
     /// Returns the kept answer to a question that no parent answers.
@@ -600,7 +618,7 @@ impl Content for Relay {
                 return stale(answer);
             }
         }
-        match self.ask_metadata(sent).await {
+        match self.ask_metadata(self.readable(sent).await).await {
             Ok(answer) => {
                 cache.down_until = None;
                 cache.keep(query.clone(), answer.clone());

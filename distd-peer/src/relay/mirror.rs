@@ -5,7 +5,7 @@
 //! get can be. The kept files are one state of the repository: the timestamp is replaced only
 //! together with everything it needs for the targets that devices of the office ask for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,7 @@ use distd_core::names::{Name, release_target};
 use tokio::sync::Notify;
 
 use crate::trust::files;
+use crate::trust::tuf::differences::is_same_file;
 use crate::trust::tuf::wire::{
     Answer, HELD_TARGETS_MAX, QUERY_BYTES_MAX, QUERY_ROLES_MAX, Query, held_prefix, role_file, target_hash,
     target_of, version_of,
@@ -37,6 +38,13 @@ const WANTED_MAX: usize = 10;
 /// Maximum number of targets of one question: a channel or release, and the product's patches.
 const WANTED_NAMES_MAX: usize = 4;
 
+/// Maximum size of the targets remembered after newer ones have replaced them, with their names,
+/// bytes.
+const REPLACED_BYTES_MAX: usize = 1 << 20;
+
+/// Maximum number of these targets.
+const REPLACED_MAX: usize = 256;
+
 const TIMESTAMP: &str = "timestamp.json";
 
 /// The files of a realm's repository that devices need.
@@ -47,6 +55,9 @@ pub(super) struct Mirror {
     wanted: Mutex<VecDeque<Vec<String>>>,
     /// File that keeps `wanted` over a restart.
     wanted_path: PathBuf,
+    /// Targets that newer ones have replaced, oldest first: answers for devices that still hold
+    /// them are packed over them.
+    replaced: Mutex<VecDeque<(String, Bytes)>>,
     /// Notified when a device was sent something newer than the kept metadata.
     pub(super) news: Notify,
 }
@@ -61,7 +72,8 @@ impl Mirror {
             _ => VecDeque::new(),
         };
         let answerer = Answerer::new(store.clone());
-        Self { store, answerer, wanted: Mutex::new(wanted), wanted_path, news: Notify::new() }
+        let (wanted, replaced) = (Mutex::new(wanted), Mutex::default());
+        Self { store, answerer, wanted, wanted_path, replaced, news: Notify::new() }
     }
 
     fn wanted(&self) -> MutexGuard<'_, VecDeque<Vec<String>>> {
@@ -104,10 +116,59 @@ impl Mirror {
         }
     }
 
+    fn replaced(&self) -> MutexGuard<'_, VecDeque<(String, Bytes)>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns a file with the bytes of `name`, also a target that a newer one has replaced.
+    async fn base(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        if !is_served_name(name) {
+            return Ok(None);
+        }
+        if let Some(bytes) = self.store.get(name).await? {
+            return Ok(Some(bytes));
+        }
+        if let Some((_, bytes)) = self.replaced().iter().find(|(known, _)| is_same_file(known, name)) {
+            return Ok(Some(bytes.clone()));
+        }
+        match self.store.list().await?.iter().find(|known| is_same_file(known, name)) {
+            Some(known) => self.store.get(known).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Whether this relay has all files that a question names as held. Only then can it read an
+    /// answer that is packed over them.
+    pub(super) async fn has_all(&self, question: &Query) -> Result<bool, StoreError> {
+        let snapshot = (question.snapshot > 0).then(|| format!("{}.snapshot.json", question.snapshot));
+        let roles = question.roles.iter().map(|(role, version)| format!("{version}.{role}.json"));
+        let names: HashSet<String> = self.store.list().await?.into_iter().collect();
+        if !roles.chain(snapshot).all(|name| names.contains(&name)) {
+            return Ok(false);
+        }
+        let replaced = self.replaced();
+        let targets = names.iter().chain(replaced.iter().map(|(name, _)| name));
+        let prefixes: HashSet<u64> =
+            targets.filter_map(|name| Some(held_prefix(&target_hash(name)?))).collect();
+        Ok(question.held.iter().all(|prefix| prefixes.contains(prefix)))
+    }
+
+    /// Reads an answer. `None` if it is malformed, or packed over files that are not here.
+    async fn read(&self, answer: &[u8]) -> Result<Option<Vec<(String, Bytes)>>, StoreError> {
+        let mut bases = BTreeMap::new();
+        for name in Answer::bases_of(answer).unwrap_or_default() {
+            if let Some(bytes) = self.base(&name).await? {
+                bases.insert(name, bytes);
+            }
+        }
+        let read = Answer::decode_over(answer, |name| bases.get(name).cloned());
+        Ok(read.ok().map(|answer| answer.files))
+    }
+
     /// Returns the question whose answer brings the kept metadata up to date. The answer is empty
     /// if nothing has changed.
     pub(super) async fn question(&self) -> Result<Query, StoreError> {
-        let mut query = Query { root: 1, latest: true, on_path: true, ..Query::default() };
+        let mut query = Query { root: 1, latest: true, on_path: true, differences: true, ..Query::default() };
         query.targets = self.wanted().iter().flatten().cloned().collect();
         query.targets.sort_unstable();
         query.targets.dedup();
@@ -148,14 +209,15 @@ impl Mirror {
         Ok(version_of(&bytes))
     }
 
-    /// Stores the files of an answer to [`Self::question`], the timestamp last.
-    pub(super) async fn keep(&self, answer: &Bytes) -> Result<(), StoreError> {
-        let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
+    /// Stores the files of an answer to [`Self::question`], the timestamp last. Returns whether the
+    /// answer could be read.
+    pub(super) async fn keep(&self, answer: &Bytes) -> Result<bool, StoreError> {
+        let Some(files) = self.read(answer).await? else { return Ok(false) };
         self.keep_files(&files).await?;
         if let Some((_, bytes)) = files.iter().find(|(name, _)| name == TIMESTAMP) {
             self.store.put(TIMESTAMP, bytes.clone()).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Stores verified files of one state of the repository, the timestamp last, and remembers the
@@ -176,7 +238,7 @@ impl Mirror {
     /// Stores the files of an answer to a device. A newer timestamp may need more files than the
     /// answer contained; in that case [`Self::news`] triggers a question for all of them.
     pub(super) async fn keep_of_device(&self, question: &[u8], answer: &Bytes) -> Result<(), StoreError> {
-        let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
+        let Some(files) = self.read(answer).await? else { return Ok(()) };
         self.note(question, &files).await;
         self.keep_files(&files).await?;
         if let Some((_, bytes)) = files.iter().find(|(name, _)| name == TIMESTAMP)
@@ -211,6 +273,9 @@ impl Mirror {
             if let Some(target) = target_of(name) {
                 let is_old = |old: &mut String| target_of(old).as_ref() == Some(&target);
                 for old in names.extract_if(.., is_old).filter(|old| old != name) {
+                    if let Some(bytes) = self.store.get(&old).await? {
+                        self.remember(old.clone(), bytes);
+                    }
                     self.store.delete(&old).await?;
                 }
             }
@@ -218,6 +283,18 @@ impl Mirror {
             listed = Some(names);
         }
         Ok(())
+    }
+
+    /// Remembers a target that a newer one replaces.
+    fn remember(&self, name: String, bytes: Bytes) {
+        let mut replaced = self.replaced();
+        replaced.retain(|(known, _)| *known != name);
+        replaced.push_back((name, bytes));
+        let mut bytes: usize = replaced.iter().map(|(name, bytes)| name.len() + bytes.len()).sum();
+        while replaced.len() > REPLACED_MAX || bytes > REPLACED_BYTES_MAX {
+            let Some((name, content)) = replaced.pop_front() else { break };
+            bytes -= name.len() + content.len();
+        }
     }
 
     /// Removes older versions of roles, and all targets. A target that is still in use

@@ -11,8 +11,11 @@ use serde::Deserialize;
 
 use super::bins::{parent_of, release_roles};
 use super::client::ChannelDoc;
+use super::differences::{BASES_BYTES_MAX, BASES_MAX, Bases};
 use super::files_store::{MetadataStore, StoreError, is_served_name};
-use super::wire::{ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, target_path};
+use super::wire::{
+    ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, role_file, target_path,
+};
 
 /// Maximum number of bytes of immutable files kept in memory.
 const CACHE_BYTES_MAX: usize = 8 << 20;
@@ -100,7 +103,49 @@ impl Answerer {
                 out.push(name.clone(), bytes);
             }
         }
-        Ok(Answer { files: out.files }.encode())
+        let bases = if query.differences { self.bases(&query, &out).await? } else { Bases::default() };
+        Ok(Answer { files: out.files }.encode_over(&bases))
+    }
+
+    /// Files that the asker holds, of which the answer has another version, and the targets that
+    /// these list; as far as the repository still has them.
+    async fn bases(&self, query: &Query, out: &Collected) -> Result<Bases, AnswerError> {
+        let (mut bases, mut read) = (Bases::default(), 0);
+        if out.files.is_empty() {
+            return Ok(bases);
+        }
+        let snapshot = ("snapshot", query.snapshot);
+        let roles = query.roles.iter().map(|(role, version)| (role.as_str(), *version));
+        let sent: BTreeSet<&str> =
+            out.files.iter().filter_map(|(name, _)| Some(role_file(name)?.0)).collect();
+        let held = [snapshot].into_iter().chain(roles).filter(|(role, _)| sent.contains(role));
+        let mut targets = BTreeSet::new();
+        for (role, version) in held.take(BASES_MAX) {
+            let name = format!("{version}.{role}.json");
+            if version == 0 || !is_served_name(&name) || name.contains('/') {
+                continue;
+            }
+            let Some(bytes) = self.kept(&name).await? else { continue };
+            bases.push(&name, &bytes);
+            // A question must not make the repository read all it has.
+            read += bytes.len();
+            if read > BASES_BYTES_MAX {
+                break;
+            }
+            let Ok(listed) = parse::<Targets>(&name, &bytes) else { continue };
+            for (target, at) in listed.targets {
+                let Ok(sha256) = hex::decode(&at.hashes.sha256) else { continue };
+                // Several targets can be one file, of which the asker holds one.
+                let prefix = held_prefix(&sha256);
+                if query.held.contains(&prefix) && targets.insert(prefix) {
+                    let path = target_path(&target, &sha256);
+                    if let Some(bytes) = self.kept(&path).await? {
+                        bases.push(&path, &bytes);
+                    }
+                }
+            }
+        }
+        Ok(bases)
     }
 
     async fn latest(&self, query: &Query, out: &mut Collected) -> Result<(), AnswerError> {
@@ -185,18 +230,23 @@ impl Answerer {
     }
 
     async fn immutable(&self, name: &str) -> Result<Bytes, AnswerError> {
+        self.kept(name).await?.ok_or_else(|| AnswerError::Damaged(name.to_owned()))
+    }
+
+    /// Returns a file that never changes; `None` if the repository has it no more.
+    async fn kept(&self, name: &str) -> Result<Option<Bytes>, AnswerError> {
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = cache().get(name) {
-            return Ok(bytes.clone());
+            return Ok(Some(bytes.clone()));
         }
-        let bytes = self.store.get(name).await?.ok_or_else(|| AnswerError::Damaged(name.to_owned()))?;
+        let Some(bytes) = self.store.get(name).await? else { return Ok(None) };
         let mut cache = cache();
         // Few files are in use at a time; a full cache mostly holds old ones.
         if cache.values().map(Bytes::len).sum::<usize>() + bytes.len() > CACHE_BYTES_MAX {
             cache.clear();
         }
         cache.insert(name.to_owned(), bytes.clone());
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 }
 

@@ -297,6 +297,7 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted, also: &[S
         root: version_of(root).unwrap_or(1),
         latest: true,
         on_path: true,
+        differences: true,
         timestamp: held.get("timestamp.json").and_then(|b| version_of(b)).unwrap_or(0),
         targets: vec![wanted.target_name(), patches_target(wanted.product())],
         ..Query::default()

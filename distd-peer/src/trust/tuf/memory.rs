@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use distd_core::error::Chain;
 
+use super::differences::is_same_file;
 use super::wire::{Answer, QUERY_NAMES_MAX, Query, ROOTS_PER_ANSWER, WireError};
 use crate::request;
 
@@ -85,16 +87,30 @@ impl Files {
         f(&mut self.inner.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks one question and keeps the files of the answer.
+    /// Asks one question and keeps the files of the answer. An answer over held files that cannot
+    /// be read, because such a file is damaged or the origin was restored from a backup, is asked
+    /// for again as one of its own.
     pub(super) async fn ask(&self, query: &Query) -> Result<(), FetchError> {
+        match self.ask_once(query).await {
+            Err(FetchError::Wire(error)) if query.differences => {
+                tracing::debug!(error = %Chain(&error), "asking for metadata without differences");
+                self.ask_once(&Query { differences: false, ..query.clone() }).await
+            }
+            done => done,
+        }
+    }
+
+    async fn ask_once(&self, query: &Query) -> Result<(), FetchError> {
         let id = request::current();
         tracing::debug!(target: request::LOG_TARGET, request = %id, targets = ?query.targets, "asking for metadata");
         let query = Query { request: Some(id.to_string()), ..query.clone() };
         let bytes = self.inner.source.query(query.encode()).await.map_err(FetchError::Source)?;
-        let answer = Answer::decode(&bytes).map_err(FetchError::Wire)?;
         self.with(|state| {
             state.round_trips += 1;
             state.received += bytes.len() as u64;
+        });
+        let answer = Answer::decode_over(&bytes, |name| self.held(name)).map_err(FetchError::Wire)?;
+        self.with(|state| {
             state.roots_answered =
                 answer.files.iter().filter(|(n, _)| n.ends_with(".root.json")).count() as u64;
             state.files.extend(answer.files);
@@ -104,6 +120,15 @@ impl Files {
 
     pub(super) fn get(&self, name: &str) -> Option<Bytes> {
         self.with(|state| state.files.get(name).cloned())
+    }
+
+    /// Returns a held file that has the bytes of `name`.
+    fn held(&self, name: &str) -> Option<Bytes> {
+        let same = |state: &mut State| {
+            let mut files = state.files.iter();
+            files.find(|(known, _)| is_same_file(known, name)).map(|(_, bytes)| bytes.clone())
+        };
+        self.get(name).or_else(|| self.with(same))
     }
 
     /// Number of round trips and of bytes received.

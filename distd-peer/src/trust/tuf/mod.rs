@@ -9,6 +9,7 @@ mod answer;
 pub mod bins;
 mod channel_files;
 mod client;
+pub mod differences;
 mod error;
 mod files_store;
 mod memory;

@@ -34,6 +34,9 @@ pub const ROOTS_PER_ANSWER: u64 = 32;
 /// Maximum number of held targets named in a question.
 pub const HELD_TARGETS_MAX: usize = 32;
 
+/// Level of the compression of answers.
+pub(super) const LEVEL: i32 = 9;
+
 /// A device's question: what it holds and what it wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
@@ -66,6 +69,10 @@ pub struct Query {
     /// device of an earlier version reads all delegated roles.
     #[serde(default)]
     pub on_path: bool,
+    /// Whether the answer may be packed over the files that the question names as held
+    /// ([`super::differences`]). A parent of an earlier version does not read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub differences: bool,
     /// Whether the sender wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
@@ -115,12 +122,32 @@ pub enum WireError {
     /// The answer is not zstd.
     #[error("a metadata answer does not decompress")]
     Compressed(#[source] std::io::Error),
+    /// The answer ends within the names of its bases.
+    #[error("a metadata answer is cut short")]
+    Cut,
+    /// The answer is packed over a file that is not held.
+    #[error("a metadata answer needs {0}, which is not held")]
+    NoBase(String),
 }
 
 impl Query {
     /// Encodes the question as msgpack.
     pub fn encode(&self) -> Vec<u8> {
         rmp_serde::to_vec_named(self).expect("strings and numbers always encode")
+    }
+
+    /// Changes an encoded question with [`differences`](Self::differences) into one without, and
+    /// nothing else in it: it may have fields of a later version.
+    pub fn without_differences(question: &[u8]) -> Bytes {
+        // The key as a string of eleven bytes, and the value `true`.
+        const ASKED: &[u8] = b"\xabdifferences\xc3";
+        let mut question = question.to_vec();
+        let at = question.windows(ASKED.len()).position(|bytes| bytes == ASKED);
+        if let Some(value) = at.and_then(|at| question.get_mut(at + ASKED.len() - 1)) {
+            // `false`.
+            *value = 0xc2;
+        }
+        question.into()
     }
 
     /// Decodes bytes from the network, within the bounds above.
@@ -143,23 +170,32 @@ impl Answer {
     /// Encodes the answer as a zstd frame of msgpack. Metadata is mostly hex, which compresses to
     /// half.
     pub fn encode(&self) -> Vec<u8> {
-        let raw: Vec<(&str, &serde_bytes::Bytes)> =
-            self.files.iter().map(|(n, b)| (n.as_str(), serde_bytes::Bytes::new(b))).collect();
-        let raw = rmp_serde::to_vec(&raw).expect("strings and bytes always encode");
-        zstd::bulk::compress(&raw, 9).expect("compressing memory to memory does not fail")
+        zstd::bulk::compress(&self.raw(), LEVEL).expect("compressing memory to memory does not fail")
     }
 
-    /// Decodes bytes from the network; at most [`ANSWER_BYTES_MAX`] come out.
+    /// The answer as msgpack, before it is compressed.
+    pub(super) fn raw(&self) -> Vec<u8> {
+        let raw: Vec<(&str, &serde_bytes::Bytes)> =
+            self.files.iter().map(|(n, b)| (n.as_str(), serde_bytes::Bytes::new(b))).collect();
+        rmp_serde::to_vec(&raw).expect("strings and bytes always encode")
+    }
+
+    /// Decodes bytes from the network that are packed over nothing; at most [`ANSWER_BYTES_MAX`]
+    /// come out.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return Err(WireError::TooLarge);
-        }
-        let claimed = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten();
+        Self::decode_over(bytes, |_| None)
+    }
+
+    /// Decompresses a frame made with `dictionary`, and reads what is in it.
+    pub(super) fn unpack(frame: &[u8], dictionary: &[u8]) -> Result<Self, WireError> {
+        let claimed = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
         let capacity = claimed.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         if capacity > ANSWER_BYTES_MAX {
             return Err(WireError::TooLarge);
         }
-        let raw = zstd::bulk::decompress(bytes, capacity).map_err(WireError::Compressed)?;
+        let raw = zstd::bulk::Decompressor::with_dictionary(dictionary)
+            .and_then(|mut decompressor| decompressor.decompress(frame, capacity))
+            .map_err(WireError::Compressed)?;
         let files: Vec<(String, ByteBuf)> = rmp_serde::from_slice(&raw).map_err(WireError::Malformed)?;
         Ok(Self { files: files.into_iter().map(|(n, b)| (n, Bytes::from(b.into_vec()))).collect() })
     }
@@ -231,6 +267,10 @@ mod tests {
         let bytes = query.encode();
         assert!(bytes.len() < 150, "{} bytes", bytes.len());
         assert_eq!(Query::decode(&bytes).expect("round trip"), query);
+        let asked = Query { differences: true, ..query.clone() };
+        let without = Query::without_differences(&asked.encode());
+        assert_eq!(Query::decode(&without).expect("as before"), query);
+        assert_eq!(Query::without_differences(&bytes), bytes);
         let answer = Answer { files: vec![("timestamp.json".into(), Bytes::from_static(b"{}"))] };
         assert_eq!(Answer::decode(&answer.encode()).expect("round trip"), answer);
         assert!(Answer::default().encode().len() < 20);
