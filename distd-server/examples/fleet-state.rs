@@ -7,7 +7,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
+use distd_core::ManifestId;
+use distd_core::fleet::receipts::Receipt;
+use distd_core::fleet::report::{Attempt, AttemptState, LogReport, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::RolloutId;
 use distd_core::fleet::state::UpdateState;
 use distd_core::fleet::{EVERYONE, Grant, ReleasePattern, Rights};
@@ -26,6 +28,9 @@ const SITES: usize = 1000;
 /// Devices whose reports are signed and taken, and reports of each.
 const REPORTERS: usize = 500;
 const REPORTS: u64 = 10;
+
+/// Entries in the log of receipts for each device: those of some releases.
+const RECEIPTS: usize = 3;
 
 /// Rows of one statement.
 const ROWS: usize = 500;
@@ -150,7 +155,31 @@ async fn devices(db: &Database, ids: &[String], now: i64) -> anyhow::Result<()> 
     let head = "rollout_attempts (rollout, node, number, state, failure, detail, began, seconds, disk, neighbours, relay, \
                 origin, first_received, received)";
     db.insert(head, attempts).await?;
+    receipts(db, ids, now).await?;
     db.run("ANALYZE".to_owned()).await
+}
+
+/// The log of receipts of a fleet, and what each device says about it. The entries are of the right
+/// size, and their tree is left out: only a proof would read it.
+async fn receipts(db: &Database, ids: &[String], now: i64) -> anyhow::Result<()> {
+    let mut entries = Vec::new();
+    for (number, (id, _)) in ids.iter().flat_map(|id| (0..RECEIPTS).map(move |n| (id, n))).enumerate() {
+        let mut bytes = [0; 32 + 180];
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        let blob = |bytes: &[u8]| match db.is_sqlite {
+            true => format!("x'{}'", hex::encode(bytes)),
+            false => format!("decode('{}', 'hex')", hex::encode(bytes)),
+        };
+        entries.push(format!(
+            "({number}, {}, {now}, 'receipt', '{id}', {})",
+            blob(&bytes[..32]),
+            blob(&bytes[32..])
+        ));
+    }
+    let count = entries.len();
+    db.insert("receipt_log (number, hash, at, kind, subject, entry)", entries).await?;
+    let logs = ids.iter().map(|id| format!("('{id}', {count}, {now}, '', 0, {now})"));
+    db.insert("node_logs (node, size, head_at, fault, hidden, received)", logs.collect()).await
 }
 
 /// Prints the median and the longest of five runs, after one that fills caches.
@@ -171,7 +200,22 @@ async fn measure<F: Future<Output = anyhow::Result<u64>>>(
     Ok(())
 }
 
-fn report(sequence: u64) -> Report {
+fn report(sequence: u64, signer: &ReportSigner, with_receipt: bool) -> anyhow::Result<Report> {
+    let receipt = || -> anyhow::Result<ByteBuf> {
+        let receipt = Receipt {
+            number: sequence,
+            at: sequence,
+            boot: [3; 16],
+            manifest: Some(ManifestId([3; 32])),
+            rollout: None,
+            wave: 0,
+            product: name("os"),
+            version: name("3"),
+            slot: None,
+        };
+        Ok(ByteBuf::from(signer.sign_receipt(receipt)?.for_report()))
+    };
+    let receipts = if with_receipt { vec![receipt()?] } else { Vec::new() };
     let attempt = Attempt {
         rollout: Some(ROLLOUT),
         product: name("os"),
@@ -190,24 +234,31 @@ fn report(sequence: u64) -> Report {
         manifest: None,
         held: None,
     };
-    Report {
+    Ok(Report {
         sequence,
         at: sequence,
         boot: vec![3; 16],
         running: vec![runs],
         attempts: vec![attempt],
-        ..Report::default()
-    }
+        log: LogReport { receipts, ..LogReport::default() },
+    })
 }
 
-/// Takes signed reports as a relay hands them over, 64 in one question.
-async fn take_reports(origin: &Origin, signers: &[ReportSigner], is_sqlite: bool) -> anyhow::Result<()> {
+/// Takes signed reports as a relay hands them over, 64 in one question, the first one with this
+/// number.
+async fn take_reports(
+    origin: &Origin,
+    signers: &[ReportSigner],
+    is_sqlite: bool,
+    (first, with_receipt): (u64, bool),
+) -> anyhow::Result<()> {
     let relay = PeerIdentity { node_id: distd_core::NodeId([1; 16]), role: Role::Relay, expires: u64::MAX };
     let server = || if is_sqlite { 0.0 } else { cpu_seconds(Some("postgres")) };
     let mut signed = Vec::new();
-    for sequence in 2..2 + REPORTS {
+    for sequence in first..first + REPORTS {
         for signer in signers {
-            signed.push(ByteBuf::from(signer.sign(report(sequence))?.bytes.to_vec()));
+            let report = report(sequence, signer, with_receipt)?;
+            signed.push(ByteBuf::from(signer.sign(report)?.bytes.to_vec()));
         }
     }
     let count = signed.len();
@@ -218,8 +269,9 @@ async fn take_reports(origin: &Origin, signers: &[ReportSigner], is_sqlite: bool
     let seconds = begun.elapsed().as_secs_f64();
     let (cpu, server_cpu) = (cpu_seconds(None) - cpu, server() - server_cpu);
     let hourly = 100_000.0 / 3600.0 / count as f64 * (cpu + server_cpu) * 100.0;
+    let with = if with_receipt { " with a receipt" } else { "" };
     println!(
-        "{count} reports: {:.0}/s; CPU of the origin {:.2} ms, of PostgreSQL {:.2} ms a report; \
+        "{count} reports{with}: {:.0}/s; CPU of the origin {:.2} ms, of PostgreSQL {:.2} ms a report; \
          100 000 devices once an hour: {hourly:.1} % of one core",
         count as f64 / seconds,
         cpu * 1000.0 / count as f64,
@@ -285,5 +337,7 @@ async fn main() -> anyhow::Result<()> {
     measure("fleet ls --state outdated (no such device)", || page(none.clone())).await?;
     let at_site = FleetFilter { selection: site.clone(), ..FleetFilter::default() };
     measure("fleet ls --where site=7", || page(at_site.clone())).await?;
-    take_reports(&origin, &signers, is_sqlite).await
+    take_reports(&origin, &signers, is_sqlite, (2, false)).await?;
+    // A device signs a receipt when another release runs, and not once an hour.
+    take_reports(&origin, &signers, is_sqlite, (2 + REPORTS, true)).await
 }

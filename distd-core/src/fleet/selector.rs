@@ -134,6 +134,20 @@ impl Selector {
         self.0.iter().all(|term| term.holds(labels, role))
     }
 
+    /// Values that a selected node must have: for each term that names some, whether it is about a
+    /// fact, the key without `fact.`, and the values of which the node has one. A node can have one
+    /// of them from one source and another value from a source that counts more, so these
+    /// conditions are necessary and not sufficient.
+    pub fn required_values(&self) -> impl Iterator<Item = (bool, &LabelKey, &[LabelValue])> {
+        self.0.iter().filter_map(|term| match (&term.subject, &term.test) {
+            (Subject::Label(key), Test::In(values)) if key.as_str() != ROLE_KEY => {
+                Some((false, key, &**values))
+            }
+            (Subject::Fact(key), Test::In(values)) => Some((true, key, &**values)),
+            _ => None,
+        })
+    }
+
     /// Whether a term is about a fact. Such a selector decides no rights: a node reports its facts
     /// itself.
     pub fn uses_facts(&self) -> bool {

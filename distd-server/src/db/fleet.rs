@@ -2,6 +2,7 @@
 //! Relays and revoked nodes are no devices.
 
 use distd_core::api::NODE_ATTEMPTS_MAX;
+use distd_core::fleet::Selector;
 use distd_core::fleet::report::AttemptState;
 use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::names::Name;
@@ -40,11 +41,35 @@ pub struct OnRollout {
     pub failure: String,
 }
 
+/// All that decides the state of an update, as the database has it: product, channel, version,
+/// held, rollout, state of the attempt, and kind of its failure, and the number of the attempt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateKey {
+    texts: [Option<String>; 7],
+    attempt: Option<u64>,
+}
+
+impl StateKey {
+    /// Columns of the texts, in the order of `node_running_state`.
+    const COLUMNS: [&str; 7] =
+        ["product", "channel", "version", "held", "rollout", "attempt_state", "failure"];
+
+    fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
+        let [product, channel, version, held, rollout, state, failure] =
+            ["product", "channel", "version", "held", "rollout", "state", "failure"]
+                .map(|column| row.text_or_none(column));
+        let texts = [product?, channel?, version?, held?, rollout?, state?, failure?];
+        Ok(Self { texts, attempt: row.number_or_none("attempt")? })
+    }
+}
+
 /// Devices that reported the same about one channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetGroup {
     /// Their report.
     pub on: OnChannel,
+    /// The same as the database has it.
+    pub key: StateKey,
     /// Devices.
     pub devices: u64,
     /// Devices of these that are online.
@@ -64,7 +89,7 @@ pub struct ReportCounts {
 
 /// Conditions on devices that SQL looks at. A device has a channel for which all of those on
 /// product, channel and version hold.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct DeviceFilter<'a> {
     /// Only devices that follow a channel of this product.
     pub product: Option<&'a Name>,
@@ -72,6 +97,47 @@ pub struct DeviceFilter<'a> {
     pub channel: Option<&'a Name>,
     /// Only devices that run this version.
     pub version: Option<&'a Name>,
+    /// Only devices that these may select. The database looks at the values that they name, and the
+    /// caller at the rest.
+    pub selectors: Vec<&'a Selector>,
+    /// Only devices with one of these states on a channel.
+    pub states: Option<&'a [StateKey]>,
+}
+
+/// Condition on devices that a selector may select, with the values of its parameters.
+fn narrow_by_values(conditions: Conditions, selector: &Selector) -> Conditions {
+    selector.required_values().fold(conditions, |conditions, (is_fact, key, values)| {
+        let source = if is_fact { "= 'fact'" } else { "<> 'fact'" };
+        let among = vec!["{}"; values.len()].join(", ");
+        let sql = format!(
+            "id IN (SELECT node FROM node_labels WHERE key = {{}} AND value IN ({among}) AND source {source})"
+        );
+        let values = values.iter().map(|value| Some(value.to_string()));
+        conditions.and_each(&sql, std::iter::once(Some(key.to_string())).chain(values))
+    })
+}
+
+/// Condition on devices in one of these states. There may be none of them.
+fn narrow_by_states(conditions: Conditions, states: &[StateKey]) -> Conditions {
+    let mut values = Vec::new();
+    let mut one_of = Vec::new();
+    for state in states {
+        let texts = StateKey::COLUMNS.iter().zip(&state.texts).map(|(column, text)| match text {
+            Some(text) => {
+                values.push(Some(text.clone()));
+                format!("g.{column} = {{}}")
+            }
+            None => format!("g.{column} IS NULL"),
+        });
+        let mut parts: Vec<String> = texts.collect();
+        parts.push(match state.attempt {
+            Some(number) => format!("g.attempt = {number}"),
+            None => "g.attempt IS NULL".to_owned(),
+        });
+        one_of.push(format!("({})", parts.join(" AND ")));
+    }
+    let one_of = if one_of.is_empty() { "1 = 0".to_owned() } else { one_of.join(" OR ") };
+    conditions.and_each(&format!("id IN (SELECT g.node FROM node_running g WHERE {one_of})"), values)
 }
 
 /// A device and what it reported.
@@ -156,6 +222,7 @@ impl Db {
         let group = |row: &AnyRow| {
             Ok(FleetGroup {
                 on: read_channel(row)?,
+                key: StateKey::read(row)?,
                 devices: row.number("devices")?,
                 online: row.number("online")?,
             })
@@ -222,18 +289,22 @@ impl Db {
         limit: u32,
     ) -> Result<Vec<DeviceRow>, DbError> {
         let what = "list the devices";
-        let DeviceFilter { product, channel, version } = *filter;
-        let conditions = Conditions::after(2)
-            .and("f.product = {}", product)
-            .and("f.channel = {}", channel)
-            .and("f.version = {}", version);
-        let passes = match conditions.is_empty() {
-            true => String::new(),
-            false => format!(
+        let DeviceFilter { product, channel, version, selectors, states } = filter;
+        let mut conditions = Conditions::after(2)
+            .and("f.product = {}", *product)
+            .and("f.channel = {}", *channel)
+            .and("f.version = {}", *version);
+        if !conditions.is_empty() {
+            conditions.sql = format!(
                 " AND EXISTS (SELECT 1 FROM node_running f WHERE f.node = nodes.id{})",
                 conditions.sql
-            ),
-        };
+            );
+        }
+        conditions = selectors.iter().fold(conditions, |sql, selector| narrow_by_values(sql, selector));
+        if let Some(states) = states {
+            conditions = narrow_by_states(conditions, states);
+        }
+        let passes = &conditions.sql;
         let sql = format!(
             "SELECT n.id AS id, n.label AS label, p.received AS received, {CHANNEL} FROM \
              (SELECT id, label FROM nodes WHERE role = 'leaf' AND revoked IS NULL AND id > $1{passes} \

@@ -18,6 +18,12 @@ use super::audit::append;
 use super::row::{Columns, impossible};
 use super::{Db, DbError, UnixSeconds, failed, nodes};
 
+/// Purpose of a statement, for messages.
+const LISTED: &str = "list the labels of nodes";
+
+/// Nodes whose labels are read by one statement.
+const NODES_AT_ONCE: usize = 500;
+
 /// A node, as far as its rights are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberRow {
@@ -51,6 +57,10 @@ fn put(labels: &mut Labels, row: &AnyRow) -> Result<(), sqlx::Error> {
     let (key, value): (LabelKey, LabelValue) = (row.parsed("key")?, row.parsed("value")?);
     map.insert(key, value);
     Ok(())
+}
+
+fn put_all(all: &mut HashMap<String, Labels>, rows: &[AnyRow]) -> Result<(), sqlx::Error> {
+    rows.iter().try_for_each(|row| put(all.entry(row.text("node")?).or_default(), row))
 }
 
 async fn labels_in(tx: &mut Transaction<'static, Any>, node: &str) -> Result<Labels, sqlx::Error> {
@@ -123,14 +133,31 @@ impl Db {
                 .bind(first.to_owned())
                 .bind(last.to_owned())
                 .fetch_all(&self.pool);
-        let read = |rows: Vec<AnyRow>| {
-            let mut all: HashMap<String, Labels> = HashMap::new();
-            for row in &rows {
-                put(all.entry(row.text("node")?).or_default(), row)?;
-            }
-            Ok(all)
-        };
-        rows.await.and_then(read).map_err(failed("list the labels of nodes"))
+        let mut all = HashMap::new();
+        rows.await.and_then(|rows| put_all(&mut all, &rows)).map_err(failed(LISTED))?;
+        Ok(all)
+    }
+
+    /// Labels of these nodes, as far as they have any, by id.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn labels_of<'n>(
+        &self,
+        nodes: impl Iterator<Item = &'n str>,
+    ) -> Result<HashMap<String, Labels>, DbError> {
+        let nodes: Vec<&str> = nodes.collect();
+        let mut all = HashMap::new();
+        for nodes in nodes.chunks(NODES_AT_ONCE) {
+            let among: Vec<String> = (1..=nodes.len()).map(|number| format!("${number}")).collect();
+            let among = among.join(", ");
+            let sql = format!("SELECT node, source, key, value FROM node_labels WHERE node IN ({among})");
+            let query = sqlx::query(sqlx::AssertSqlSafe(sql));
+            let query = nodes.iter().fold(query, |query, node| query.bind((*node).to_owned()));
+            let rows = query.fetch_all(&self.pool).await;
+            rows.and_then(|rows| put_all(&mut all, &rows)).map_err(failed(LISTED))?;
+        }
+        Ok(all)
     }
 
     /// Labels of every join token that has any, by its public key.

@@ -67,7 +67,9 @@ pub use ddi_devices::{DDI_KEY_PREFIX, DdiDeviceRow};
 pub use ddi_tokens::{AdmitDdi, DdiTokenRow, PutDdiToken};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
 pub use files::{FileDigests, FileSignature};
-pub use fleet::{DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts};
+pub use fleet::{
+    DeviceFilter, DeviceRow, FleetGroup, NodeAttemptRow, OnChannel, OnRollout, ReportCounts, StateKey,
+};
 pub use found::FOUND_MAX;
 pub use grants::{AddGrants, GrantRow};
 pub use groups::{GroupRow, Members, PutGroup, RemoveGroup};
@@ -100,6 +102,7 @@ pub(crate) use webhooks::host_of;
 pub use webhooks::{DeliveryRow, Tried, WebhookRow, event_body, message_id};
 pub use withdraw::{Division, Leaving, RemovalTx, Unless, Withdraw};
 
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -139,15 +142,24 @@ pub enum DbError {
         #[source]
         cause: sqlx::Error,
     },
-    /// A migration failed, or the database was written by a newer version.
-    #[error(
-        "could not bring the database schema up to date: a database written by a newer distd needs that distd"
-    )]
+    /// A migration failed.
+    #[error("could not bring the database schema up to date")]
     Migrate(#[source] MigrateError),
+    /// A later version of distd-server has changed the schema, and this one cannot work on it.
+    #[error(
+        "the database {address} has schema {version}, of a later distd-server, which this one cannot work on: use \
+         that version, or restore a backup that was made before it"
+    )]
+    TooNew {
+        /// The address, redacted.
+        address: String,
+        /// Version of its schema.
+        version: i64,
+    },
     /// There is no such database, or it does not belong to an origin.
     #[error("there is no origin's database at {0}: check --db and --data")]
     Absent(String),
-    /// The schema belongs to another version of distd-server.
+    /// The schema belongs to an earlier version of distd-server.
     #[error(
         "the database {address} has schema {version}, this distd-server writes schema {wanted}: start distd-server serve \
          of this version on it once"
@@ -228,8 +240,48 @@ impl Db {
     /// [`DbError`].
     pub async fn open(address: &str) -> Result<Self, DbError> {
         let db = Self::connect(address, Access::Write).await?;
-        migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        db.migrate(address).await?;
         Ok(db)
+    }
+
+    /// Applies pending migrations. A schema of a later version is left as it is, if this program
+    /// can work on it.
+    async fn migrate(&self, address: &str) -> Result<(), DbError> {
+        match self.migrate_once(address).await {
+            // An origin of a later version migrated between the look at the schema and the lock.
+            Err(DbError::Migrate(MigrateError::VersionMissing(_))) => self.migrate_once(address).await,
+            done => done,
+        }
+    }
+
+    async fn migrate_once(&self, address: &str) -> Result<(), DbError> {
+        let mut migrator = migrator(self.engine);
+        // Nothing is there before the first migration.
+        let version = self.schema_version().await.unwrap_or(0);
+        if version > MIGRATIONS.len() as i64 {
+            self.check_floor(address, version).await?;
+            migrator.set_ignore_missing(true);
+        }
+        migrator.run(&self.pool).await.map_err(DbError::Migrate)
+    }
+
+    /// Version of the schema: the number of its last migration.
+    async fn schema_version(&self) -> Result<i64, DbError> {
+        let sql = "SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations";
+        let row = sqlx::query(sql).fetch_one(&self.pool).await;
+        row.and_then(|row| row.try_get("version")).map_err(failed("read the version of the schema"))
+    }
+
+    /// Checks that this program can work on a schema of a later version.
+    async fn check_floor(&self, address: &str, version: i64) -> Result<(), DbError> {
+        let row = sqlx::query("SELECT migration FROM schema_floor WHERE id = 1").fetch_one(&self.pool).await;
+        let floor: i64 = row
+            .and_then(|row| row.try_get("migration"))
+            .map_err(failed("read which versions can work on the schema"))?;
+        match floor <= MIGRATIONS.len() as i64 {
+            true => Ok(()),
+            false => Err(DbError::TooNew { address: redact(address), version }),
+        }
     }
 
     /// As [`open`](Self::open), for the leader with the term `epoch`: its connections end, and no
@@ -239,7 +291,7 @@ impl Db {
     /// As [`open`](Self::open).
     pub async fn open_leading(address: &str, epoch: u64) -> Result<Self, DbError> {
         let db = Self::connect(address, Access::Lead(epoch)).await?;
-        migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        db.migrate(address).await?;
         Ok(db)
     }
 
@@ -276,19 +328,13 @@ impl Db {
             return Err(DbError::Absent(redact(address)));
         }
         let db = Self::connect(address, access).await?;
-        let row = sqlx::query("SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations")
-            .fetch_one(&db.pool)
-            .await
-            .map_err(|_| DbError::Absent(redact(address)))?;
-        let version: i64 = row.try_get("version").map_err(failed("read the version of the schema"))?;
-        if version != MIGRATIONS.len() as i64 {
-            return Err(DbError::OtherVersion {
-                address: redact(address),
-                version,
-                wanted: MIGRATIONS.len(),
-            });
+        let version = db.schema_version().await.map_err(|_| DbError::Absent(redact(address)))?;
+        let wanted = MIGRATIONS.len();
+        match version.cmp(&(wanted as i64)) {
+            Ordering::Less => Err(DbError::OtherVersion { address: redact(address), version, wanted }),
+            Ordering::Equal => Ok(db),
+            Ordering::Greater => db.check_floor(address, version).await.map(|()| db),
         }
-        Ok(db)
     }
 
     /// Writes a consistent copy of a SQLite database to a new file, also while others write.
@@ -530,6 +576,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0020_space"),
     migration!("0021_webhooks"),
     migration!("0022_replicas"),
+    migration!("0023_side_by_side"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -572,22 +619,76 @@ mod tests {
         assert_eq!(url, "sqlite:///tmp/a%20b%3Fc%23d%25.sqlite?mode=rwc");
     }
 
-    /// Runs on PostgreSQL too, when the tests know a server.
-    #[tokio::test]
-    async fn releases_and_channels_from_before_get_numbers_and_the_beginning_of_a_history() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let mut addresses = vec![format!("sqlite:{}", dir.path().join("db").display())];
-        let server = std::env::var("DISTD_TEST_POSTGRES_URL").ok();
-        let schema = format!("before_{}", std::process::id());
-        if let Some(server) = &server {
-            let db = Db::connect(server, Access::Write).await.expect("a server");
+    /// Addresses of new databases: of SQLite, and of PostgreSQL when the tests know a server.
+    async fn new_databases(dir: &Path, name: &str) -> Vec<String> {
+        let mut addresses = vec![format!("sqlite:{}", dir.join("db").display())];
+        if let Ok(server) = std::env::var("DISTD_TEST_POSTGRES_URL") {
+            let db = Db::connect(&server, Access::Write).await.expect("a server");
+            let schema = format!("{name}_{}", std::process::id());
             let sql = format!("CREATE DATABASE {schema}");
             db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("a database");
             db.close().await;
             addresses.push(format!("{}/{schema}", server.rsplit_once('/').expect("a URL").0));
         }
-        for address in addresses {
-            let db = Db::connect(&address, Access::Write).await.expect("connects");
+        addresses
+    }
+
+    /// Removes the databases of [`new_databases`] from PostgreSQL.
+    async fn drop_databases(addresses: &[String]) {
+        let Ok(server) = std::env::var("DISTD_TEST_POSTGRES_URL") else { return };
+        let db = Db::connect(&server, Access::Write).await.expect("a server");
+        for name in addresses.iter().skip(1).filter_map(|address| Some(address.rsplit_once('/')?.1)) {
+            let sql = format!("DROP DATABASE {name}");
+            db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("dropped");
+        }
+        db.close().await;
+    }
+
+    /// An origin of the version before goes on beside one of the next version, on the schema of
+    /// that one, unless a migration says that it cannot.
+    #[tokio::test]
+    async fn a_schema_of_a_later_version_is_used_down_to_its_floor() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let addresses = new_databases(dir.path(), "later").await;
+        for address in &addresses {
+            let db = Db::open(address).await.expect("opens");
+            let known = MIGRATIONS.len();
+            let later = format!(
+                "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 SELECT {}, 'later', success, checksum, 1 FROM _sqlx_migrations WHERE version = 1",
+                known + 1
+            );
+            for sql in [later, "ALTER TABLE nodes ADD COLUMN later TEXT NOT NULL DEFAULT ''".to_owned()] {
+                db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("a later version");
+            }
+            db.close().await;
+            for opened in [Db::open(address).await, Db::open_present(address).await] {
+                let db = opened.expect("works on the later schema");
+                assert_eq!(db.device_count().await.expect("reads"), 0);
+                db.close().await;
+            }
+            let db = Db::open(address).await.expect("opens");
+            let floor = format!("UPDATE schema_floor SET migration = {}", known + 1);
+            db.pool.execute(sqlx::AssertSqlSafe(floor).into_sql_str()).await.expect("a floor");
+            db.close().await;
+            for opened in [Db::open(address).await, Db::open_present(address).await] {
+                let error = opened.map(|_| ()).expect_err("the floor is above");
+                assert!(
+                    matches!(error, DbError::TooNew { version, .. } if version == known as i64 + 1),
+                    "{error}"
+                );
+            }
+        }
+        drop_databases(&addresses).await;
+    }
+
+    /// Runs on PostgreSQL too, when the tests know a server.
+    #[tokio::test]
+    async fn releases_and_channels_from_before_get_numbers_and_the_beginning_of_a_history() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let addresses = new_databases(dir.path(), "before").await;
+        for address in &addresses {
+            let db = Db::connect(address, Access::Write).await.expect("connects");
             let mut before = migrator(db.engine);
             before.migrations.to_mut().truncate(6);
             before.run(&db.pool).await.expect("the schema of before");
@@ -624,7 +725,7 @@ mod tests {
             }
             db.close().await;
 
-            let db = Db::open(&address).await.expect("migrates");
+            let db = Db::open(address).await.expect("migrates");
             let name = |text: &str| -> distd_core::names::Name { text.parse().expect("a name") };
             let os = db.releases(&name("os")).await.expect("list");
             let numbers: Vec<_> = os.iter().map(|row| (row.version.to_string(), row.sequence)).collect();
@@ -653,11 +754,7 @@ mod tests {
             assert_eq!(outcome, SetChannelOutcome::Older { newest: Some(name("9")) });
             db.close().await;
         }
-        if let Some(server) = &server {
-            let db = Db::connect(server, Access::Write).await.expect("a server");
-            let sql = format!("DROP DATABASE {schema}");
-            db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("dropped");
-        }
+        drop_databases(&addresses).await;
     }
 
     #[test]
@@ -713,6 +810,7 @@ mod tests {
             ("space", "b0c85ce1983e5f80", "b0c85ce1983e5f80"),
             ("webhooks", "cb2e4ec0cd2f0345", "6256d1896fd9c9a5"),
             ("replicas", "3f8f6da8e8cf47e8", "3f8f6da8e8cf47e8"),
+            ("side_by_side", "c6eafbbdd1c96821", "c6eafbbdd1c96821"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -120,6 +120,7 @@ async fn database(found: &mut Examination, address: &str) {
                 DbError::OtherVersion { .. } => {
                     "start the origin of this version once, which brings it up to date"
                 }
+                DbError::TooNew { .. } => "use the version of distd-server that wrote the schema",
                 _ => "check that the database runs, that --db is right, and that this user may read it",
             };
             return found.finding("database", Chain(&error).to_string(), mend);

@@ -20,11 +20,17 @@ use distd_core::text::shown;
 
 use super::Origin;
 use crate::db::{
-    DbError, DeviceFilter, DeviceRow, FleetGroup, Members, NodeAttemptRow, OnChannel, UnixSeconds,
+    DbError, DeviceFilter, DeviceRow, Members, NodeAttemptRow, OnChannel, StateKey, UnixSeconds,
 };
 
 /// Devices that are read from the database at once, while their labels or states are looked at.
 const BATCH: u32 = 4096;
+
+/// Part of the fleet, one in so many devices, below which those in a state are found by it.
+const SELECTIVE: u64 = 20;
+
+/// Maximum number of reports that differ and lead to one state, in one statement.
+const STATES_MAX: usize = 100;
 
 /// Longest text of a device that is shown, characters.
 const DETAIL_MAX: usize = 200;
@@ -82,9 +88,12 @@ pub struct FleetFilter {
 }
 
 impl FleetFilter {
-    fn in_sql(&self) -> DeviceFilter<'_> {
+    /// The part of the filter that the database looks at. `states` are those that the wanted state
+    /// of the update can come from, if they are known.
+    fn in_sql<'a>(&'a self, states: Option<&'a [StateKey]>) -> DeviceFilter<'a> {
         let (product, channel) = (self.product.as_ref(), self.channel.as_ref());
-        DeviceFilter { product, channel, version: self.version.as_ref() }
+        let selectors = self.selection.selectors().collect();
+        DeviceFilter { product, channel, version: self.version.as_ref(), selectors, states }
     }
 
     /// Whether a device may pass because it follows no channel.
@@ -177,8 +186,8 @@ impl Sums {
         Self { status: FleetStatus { at: now, ..FleetStatus::default() }, ..Self::default() }
     }
 
-    fn add(&mut self, group: &FleetGroup, goals: &Goals) {
-        let FleetGroup { on, devices, online } = group;
+    /// Adds so many devices that reported the same, and those of them that are online.
+    fn add(&mut self, on: &OnChannel, (devices, online): (u64, u64), goals: &Goals) {
         let (state, failure) = goals.state(on);
         *self.status.update.of(state) += devices;
         let of_channel = self.releases.entry((on.product.clone(), on.channel.clone())).or_default();
@@ -282,7 +291,7 @@ impl Origin {
         let since = Contact::online_since(now);
         let groups = self.db.fleet_groups(product, channel, since).await?;
         for group in &groups {
-            sums.add(group, &goals);
+            sums.add(&group.on, (group.devices, group.online), &goals);
         }
         // With one channel each device is in one group.
         let mut channels = groups.iter().map(|group| (&group.on.product, &group.on.channel));
@@ -320,7 +329,7 @@ impl Origin {
     ) -> Result<(), DbError> {
         let mut after = String::new();
         loop {
-            let batch = self.db.devices(&filter.in_sql(), &after, BATCH).await?;
+            let batch = self.db.devices(&filter.in_sql(None), &after, BATCH).await?;
             let Some(last) = batch.last() else { return Ok(()) };
             after.clone_from(&last.id);
             let is_last = batch.len() < BATCH as usize;
@@ -339,7 +348,7 @@ impl Origin {
                 let online = u64::from(contact == Contact::Online);
                 for on in device.channels {
                     if filter.takes(&on, goals.state(&on).0) {
-                        sums.add(&FleetGroup { on, devices: 1, online }, goals);
+                        sums.add(&on, (1, online), goals);
                     }
                 }
             }
@@ -359,13 +368,42 @@ impl Origin {
         if let (Some(first), Some(last), Some(_)) =
             (batch.first(), batch.last(), selection.selectors().next())
         {
-            let mut labels = self.db.labels_between(&first.id, &last.id).await?;
+            let is_narrow = selection.selectors().any(|selector| selector.required_values().next().is_some());
+            let mut labels = match is_narrow {
+                // The devices between these two are most of the fleet.
+                true => self.db.labels_of(batch.iter().map(|device| device.id.as_str())).await?,
+                false => self.db.labels_between(&first.id, &last.id).await?,
+            };
             batch.retain(|device| {
                 let labels = labels.remove(&device.id).unwrap_or_default();
                 selection.selectors().all(|selector| selector.selects(&labels, Role::Leaf))
             });
         }
         Ok(batch)
+    }
+
+    /// Reports of the devices that are in the wanted state, if these are few of the fleet: the
+    /// database finds the devices by them. `None` where a look at one device after the other ends
+    /// sooner, and where a device without a report is wanted. A device that reports between this
+    /// and the list is in the next list.
+    async fn states_of(
+        &self,
+        filter: &FleetFilter,
+        goals: &Goals,
+        now: UnixSeconds,
+    ) -> Result<Option<Vec<StateKey>>, DbError> {
+        let Some(wanted) = filter.update.filter(|_| !filter.takes_silent()) else { return Ok(None) };
+        let since = Contact::online_since(now);
+        let groups = self.db.fleet_groups(filter.product.as_ref(), filter.channel.as_ref(), since).await?;
+        let all: u64 = groups.iter().map(|group| group.devices).sum();
+        let mut found = 0;
+        let mut states = Vec::new();
+        for group in groups.into_iter().filter(|group| goals.state(&group.on).0 == wanted) {
+            found += group.devices;
+            states.push(group.key);
+        }
+        let are_few = found <= all / SELECTIVE && states.len() <= STATES_MAX;
+        Ok(are_few.then_some(states))
     }
 
     /// A page of the devices that pass a filter: at most `limit` with ids greater than `after`.
@@ -380,6 +418,7 @@ impl Origin {
         now: UnixSeconds,
     ) -> Result<FleetPage, DbError> {
         let goals = self.goals().await?;
+        let states = self.states_of(filter, &goals, now).await?;
         let mut devices: Vec<FleetDevice> = Vec::new();
         let mut after = after.to_owned();
         // One more than the page, to know whether there is another.
@@ -388,7 +427,7 @@ impl Origin {
         let is_exact = filter.update.is_none() && filter.contact.is_none() && filter.selection.is_all();
         let batch_len = if is_exact { limit.saturating_add(1) } else { BATCH };
         while devices.len() < wanted {
-            let batch = self.db.devices(&filter.in_sql(), &after, batch_len).await?;
+            let batch = self.db.devices(&filter.in_sql(states.as_deref()), &after, batch_len).await?;
             let is_last = batch.len() < batch_len as usize;
             if let Some(last) = batch.last() {
                 after.clone_from(&last.id);

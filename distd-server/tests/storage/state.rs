@@ -79,6 +79,63 @@ on_every_back_end! {
         assert_eq!(state(&of().await), None);
     }
 
+    async fn devices_are_found_by_what_they_reported_and_by_their_labels(world: World) {
+        realm(world).await;
+        begun(world, 1, "3").await;
+        let held = running("stable", Some("2"), Some(Held::Wave { wave: 2, of: 4 }));
+        let new = running("stable", Some("3"), None);
+        let (a, b, c) = (node(world, "a").await, node(world, "b").await, node(world, "c").await);
+        report(world, &a, 1, &held, None, NOW).await;
+        report(world, &b, 1, &new, Some(&attempt(2, AttemptState::RolledBack)), NOW).await;
+        report(world, &c, 1, &new, None, NOW).await;
+        let found = groups(world, NOW).await;
+        assert_eq!(found.len(), 3);
+        let ids = async |filter: &DeviceFilter<'_>| {
+            let found = world.db.devices(filter, "", 9).await.expect("list");
+            found.into_iter().map(|device| device.id).collect::<Vec<_>>()
+        };
+        // Each group leads to its own devices, also where values are missing.
+        for group in &found {
+            let states = [group.key.clone()];
+            let of_group = ids(&DeviceFilter { states: Some(&states), ..DeviceFilter::default() }).await;
+            let wanted = match (group.on.held, &group.on.attempt) {
+                (Some(_), _) => &a,
+                (None, Some(_)) => &b,
+                (None, None) => &c,
+            };
+            assert_eq!(of_group, [wanted.to_string()], "{group:?}");
+        }
+        let all: Vec<_> = found.iter().map(|group| group.key.clone()).collect();
+        assert_eq!(ids(&DeviceFilter { states: Some(&all), ..DeviceFilter::default() }).await.len(), 3);
+        assert!(ids(&DeviceFilter { states: Some(&[]), ..DeviceFilter::default() }).await.is_empty());
+
+        let operator = |id: &str, key: &str, value: &str| {
+            let (id, key, value) = (id.to_owned(), key.parse().expect("a key"), value.parse().expect("a value"));
+            async move {
+                let set = std::iter::once((key, value)).collect();
+                world.db.change_labels(&id, &set, &BTreeSet::new()).await.expect("changed")
+            }
+        };
+        operator(&a.to_string(), "site", "7").await;
+        operator(&b.to_string(), "site", "8").await;
+        for (selector, wanted) in [
+            ("site=7", vec![&a]),
+            ("site in (7, 8)", vec![&a, &b]),
+            ("site=7,role=leaf", vec![&a]),
+            ("site=7,kind=till", vec![]),
+            ("fact.site=7", vec![]),
+            // What the database does not look at is left to the caller.
+            ("site!=7", vec![&a, &b, &c]),
+            ("!site", vec![&a, &b, &c]),
+        ] {
+            let parsed: distd_core::fleet::Selector = selector.parse().expect("a selector");
+            let filter = DeviceFilter { selectors: vec![&parsed], ..DeviceFilter::default() };
+            let mut wanted: Vec<_> = wanted.into_iter().map(ToString::to_string).collect();
+            wanted.sort();
+            assert_eq!(ids(&filter).await, wanted, "{selector}");
+        }
+    }
+
     async fn devices_come_in_pages_by_id(world: World) {
         realm(world).await;
         let mut ids = Vec::new();
@@ -99,10 +156,10 @@ on_every_back_end! {
         assert_eq!(page(&all, "", 2).await, ids[..2]);
         assert_eq!(page(&all, &ids[1], 2).await, ids[2..]);
         let (os, beta, one) = (name("os"), name("beta"), name("1"));
-        let of = DeviceFilter { product: Some(&os), ..all };
+        let of = DeviceFilter { product: Some(&os), ..all.clone() };
         assert_eq!(page(&of, "", 9).await.len(), 2);
-        assert_eq!(page(&DeviceFilter { channel: Some(&beta), ..of }, "", 9).await.len(), 0);
-        let found = world.db.devices(&DeviceFilter { version: Some(&one), ..of }, "", 9).await.expect("list");
+        assert_eq!(page(&DeviceFilter { channel: Some(&beta), ..of.clone() }, "", 9).await.len(), 0);
+        let found = world.db.devices(&DeviceFilter { version: Some(&one), ..of.clone() }, "", 9).await.expect("list");
         assert_eq!((found.len(), found[0].channels.len(), found[0].reported), (1, 1, Some(NOW)));
     }
 }
