@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use distd_peer::trust::token::sha256;
-use distd_tests::lab::{Lab, Outcome, binary, same};
+use distd_tests::lab::{Daemon, Lab, Outcome, binary, same};
 use distd_tests::rng::Rng;
 use rcgen::PublicKeyData;
 
@@ -337,7 +337,7 @@ fn other_users_can_read_nothing_of_an_origin_whatever_the_umask() {
         command.args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")]).arg(binary("distd-server"));
         command.args(["serve", "--http", "127.0.0.1:0", "--quic", "127.0.0.1:0", "--data"]).arg(&data);
         let log = directory.path().join("log");
-        let origin = distd_tests::lab::Daemon::start(command, &log, "origin listening on ");
+        let origin = Daemon::start(command, &log, "origin listening on ");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&data), 0o700, "umask {umask}");
         for path in tree(&data).into_keys() {
@@ -414,4 +414,137 @@ fn an_ended_ca_is_renewed_with_its_key_and_nobody_enrols_again() {
     let token_file = lab.path("token").display().to_string();
     lab.device("b", &["enroll", "--parent", lab.quic(), "--token-file", &token_file]).ok();
     lab.pull("b", "os@1", &lab.path("out-b"), &[]).ok();
+}
+
+/// A realm with a release on a channel, a device that has it, and a copy of the origin's directory.
+/// Then another release, which the copy lacks, and the origin stands still.
+fn realm_with_a_backup(lab: &mut Lab) -> (PathBuf, [PathBuf; 2]) {
+    let files = [artifact(lab, 31), artifact(lab, 32)];
+    lab.push(&files[0], "os", "1").ok();
+    lab.admin(&["channel", "set", "os:stable", "1"]).ok();
+    lab.enroll("device", lab.quic());
+    lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
+    let backup = lab.path("backup");
+    succeeded(origin(lab, &["backup", &backup.display().to_string()]));
+    lab.push(&files[1], "os", "2").ok();
+    lab.admin(&["channel", "set", "os:stable", "2"]).ok();
+    lab.stop_origin();
+    (backup, files)
+}
+
+/// Starts the origin, which must refuse, and say `why`, and make no key and no object. It may make
+/// the directories and the lock, and the signer notes which root it has been shown.
+fn refuses_to_start(lab: &Lab, why: &str) {
+    let kept = || {
+        let mut found: Vec<PathBuf> = Vec::new();
+        let mut todo: Vec<PathBuf> =
+            ["realm", "tuf-keys", "objects"].map(|name| lab.path("origin").join(name)).into();
+        while let Some(path) = todo.pop() {
+            if path.is_dir() {
+                todo.extend(fs::read_dir(&path).expect("list").map(|entry| entry.expect("an entry").path()));
+            }
+            let name = path.strip_prefix(lab.path("origin")).expect("below").display().to_string();
+            let is_note = name.starts_with("tuf-keys/") && !name.ends_with(".pem");
+            let is_note = is_note || ["tuf-keys", "objects", "objects/lock"].contains(&&*name);
+            if path.exists() && !is_note {
+                found.push(path);
+            }
+        }
+        found.sort();
+        found
+    };
+    let before = kept();
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(binary("distd-server")).arg("serve").arg("--data").arg(lab.path("origin"));
+    let refused = command.args(["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"]).output().expect("run");
+    assert!(!refused.status.success() && told(&refused).contains(why), "{}", told(&refused));
+    assert_eq!(kept(), before, "an origin that is refused makes no key and no object, and deletes nothing");
+}
+
+#[test]
+fn lost_keys_of_the_realm_and_of_tuf_come_back_from_a_backup() {
+    for (lost, why) in
+        [("realm", "restore it from a backup"), ("tuf-keys", "no private key for the TUF role")]
+    {
+        let mut lab = Lab::start();
+        let (backup, [_, two]) = realm_with_a_backup(&mut lab);
+        fs::remove_dir_all(lab.path("origin").join(lost)).expect("lose");
+        refuses_to_start(&lab, why);
+        let copied = Command::new("cp").arg("-a").arg(backup.join(lost)).arg(lab.path("origin")).status();
+        assert!(copied.expect("cp").success());
+        lab.start_origin();
+        // Nothing else has changed: not for the device, and not for what came after the backup.
+        lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
+        assert!(same(&two, &lab.path("out")), "{lost}");
+    }
+}
+
+#[test]
+fn lost_objects_come_back_from_a_backup_and_what_came_later_is_pushed_again() {
+    let mut lab = Lab::start();
+    let (backup, [one, two]) = realm_with_a_backup(&mut lab);
+    fs::remove_dir_all(lab.path("origin/objects")).expect("lose");
+    refuses_to_start(&lab, "restore it from a backup");
+    fs::remove_dir_all(lab.path("origin/objects")).unwrap_or_default();
+    let copied = Command::new("cp").arg("-a").arg(backup.join("objects")).arg(lab.path("origin")).status();
+    assert!(copied.expect("cp").success());
+    // The database knows a release that this store has not.
+    origin(&lab, &["fsck", "--repair"]);
+    lab.start_origin();
+    lab.push(&two, "os", "2").ok();
+    lab.admin(&["channel", "set", "os:stable", "2"]).ok();
+    lab.pull("device", "os@1", &lab.path("out-1"), &[]).ok();
+    lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
+    assert!(same(&one, &lab.path("out-1")) && same(&two, &lab.path("out")));
+}
+
+#[test]
+fn a_new_realm_takes_over_devices_with_what_they_have() {
+    let mut gone = Lab::start();
+    let (_, [one, two]) = realm_with_a_backup(&mut gone);
+    let lab = Lab::start();
+    for (file, version) in [(&one, "1"), (&two, "2")] {
+        lab.push(file, "os", version).ok();
+    }
+    lab.admin(&["channel", "set", "os:stable", "2"]).ok();
+    // The device believes its old realm, until it gets a state directory for the new one.
+    fs::rename(gone.path("device"), lab.path("device")).expect("the same machine");
+    let token = lab.join_token("leaf", 1);
+    let mut command = lab.command("device");
+    command.args(["enroll", "--parent", lab.quic(), "--token", &token]);
+    let refused = Outcome::of(command.output().expect("run distd"));
+    assert!(refused.code != 0 && refused.stdout.contains("another realm"), "{}", refused.stdout);
+    fs::rename(lab.path("device"), lab.path("device.old")).expect("put away");
+    lab.enroll("device", lab.quic());
+    let seed = gone.path("out");
+    let again = lab.pull("device", "os@1", &lab.path("again"), &[&seed]).ok();
+    assert_eq!(again.number("fetched_bytes"), 0, "its old release is a seed: {}", again.json);
+    lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
+    assert!(same(&two, &lab.path("out")));
+}
+
+#[test]
+fn an_origin_that_moves_keeps_its_nodes() {
+    let mut lab = Lab::start();
+    let (_, [_, two]) = realm_with_a_backup(&mut lab);
+    fs::rename(lab.path("origin"), lab.path("elsewhere")).expect("move");
+    let mut command = Command::new(binary("distd-server"));
+    command.arg("serve").arg("--data").arg(lab.path("elsewhere"));
+    command.args([
+        "--http",
+        "127.0.0.1:0",
+        "--quic",
+        "127.0.0.1:0",
+        "--name",
+        "new.example",
+        "--patches",
+        "false",
+    ]);
+    let moved = Daemon::start(command, &lab.path("elsewhere.log"), "origin listening on ");
+    let quic = moved.addresses.last().expect("an address of QUIC").clone();
+    let quic = quic.trim_start_matches("quic://");
+    let mut command = lab.command("device");
+    command.args(["pull", "os:stable", "--parent", quic, "--out"]).arg(lab.path("out"));
+    Outcome::of(command.output().expect("run distd")).ok();
+    assert!(same(&two, &lab.path("out")));
 }

@@ -36,7 +36,6 @@ impl Authority {
     /// [`RealmError`]; a damaged CA is never replaced.
     pub(crate) fn load_or_create(keys: &Path, now: u64) -> Result<Self, RealmError> {
         let dir = keys.join("realm");
-        files::create_private_dir(&dir)?;
         let path = dir.join("ca.pem");
         let key_path = dir.join("ca.key");
         // The certificate is here without its key. A new key would be of no use, and would hide
@@ -44,6 +43,14 @@ impl Authority {
         if !key_path.exists() && path.exists() {
             return Err(RealmError::KeyMissing(key_path));
         }
+        // A realm is made together with the TUF keys. Where only these are, the realm was lost, and
+        // a new one would be of no use to any node.
+        let made_before =
+            std::fs::read_dir(keys.join("tuf-keys")).is_ok_and(|mut keys| keys.next().is_some());
+        if !path.exists() && !key_path.exists() && made_before {
+            return Err(RealmError::Lost(path));
+        }
+        files::create_private_dir(&dir)?;
         let key = load_or_create_key(&key_path)?;
         let pem = match files::read(&path)? {
             Some(pem) => pem,

@@ -57,6 +57,13 @@ pub enum RealmError {
     /// A certificate without its key.
     #[error("{} is missing: restore it from a backup, or name the signer's directory (--keys) or socket (--signer)", .0.display())]
     KeyMissing(PathBuf),
+    /// There are TUF keys and no realm, with which they were made.
+    #[error(
+        "{} is missing, and the TUF keys of its realm are there: restore it from a backup. Without one, begin a new \
+         realm in a new data directory, push the releases there, and enrol each node again (operations.md, \"When \
+         something is lost\")", .0.display()
+    )]
+    Lost(PathBuf),
     /// A key without its certificate, or a damaged one.
     #[error("{0} is missing or damaged; restore it from a backup")]
     Certificate(PathBuf),
