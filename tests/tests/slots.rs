@@ -2,6 +2,7 @@
 //! that does not work, and the next update. Needs root and loop devices.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -144,6 +145,111 @@ fn a_kernel_that_is_a_link_out_of_the_release_is_refused() {
     assert!(!machine.dir.join("restart").exists());
     machine.cut_power();
     assert_eq!(machine.switch_on(), 0);
+}
+
+/// Pushes a release of two partitions: an EROFS image, and a kernel for the EFI system partition.
+fn release_of_partitions(lab: &Lab, version: &str, text: &str) -> [PathBuf; 2] {
+    let tree = lab.path(&format!("tree-{version}"));
+    let [root, uki] = ["root", "uki"].map(|name| lab.path(&format!("{name}-{version}")));
+    fs::create_dir_all(&tree).expect("a directory");
+    fs::write(tree.join("release"), format!("{version} {text:24}\n").repeat(2000)).expect("write");
+    let made = Command::new("mkfs.erofs").arg("--quiet").arg(&root).arg(&tree).output().expect("mkfs.erofs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // Of no whole number of sectors.
+    fs::write(&uki, format!("kernel {version}")).expect("write");
+    let [root_option, uki_option] =
+        [("root", &root), ("uki", &uki)].map(|(l, p)| format!("{l}={}", p.display()));
+    let push = [
+        "push",
+        "--product",
+        "os",
+        "--version",
+        version,
+        "--artifact",
+        &root_option,
+        "--artifact",
+        &uki_option,
+    ];
+    lab.admin(&push).ok();
+    [root, uki]
+}
+
+/// The root file system and the kernel of a release are written and started together, or not at
+/// all.
+#[test]
+fn the_partitions_of_a_release_are_one_update() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    let [one, two, three] = [("1", ""), ("2", ""), ("3", PANICS)]
+        .map(|(version, text)| release_of_partitions(&lab, version, text));
+    set_channel(&lab, "1");
+    let mut machine = Machine::of_factory(&lab, "till", SystemdBoot::unified);
+    let kernel = |machine: &Machine<'_>, slot: &str| machine.dir.join(format!("esp/distd/{slot}/uki.efi"));
+    let is = |path: &Path, like: &Path| fs::read(path).ok() == fs::read(like).ok();
+    // The factory wrote slot a, and distd does not know it.
+    fs::create_dir_all(machine.dir.join("esp/distd/a")).expect("a directory");
+    fs::copy(&one[1], kernel(&machine, "a")).expect("copied");
+    let root = fs::read(&one[0]).expect("read");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(machine.disks[0].path())
+        .expect("open")
+        .write_all(&root)
+        .expect("write");
+    assert_eq!(machine.switch_on(), 0);
+    assert_eq!(machine.restart_when_ordered(), 1, "release 1 starts from slot b: {}", machine.log());
+    machine.wait_for_attempt("1", "succeeded");
+    assert!(
+        machine.holds(1, &one[0]) && is(&kernel(&machine, "b"), &one[1]),
+        "its length is that of the file"
+    );
+    let from_disk = machine.attempt()["bytes"]["disk"].as_u64().unwrap_or(0);
+    assert!(from_disk > root.len() as u64, "the root came from slot a: {}", machine.attempt());
+
+    set_channel(&lab, "2");
+    assert_eq!(machine.restart_when_ordered(), 0, "release 2 starts: {}", machine.log());
+    machine.wait_for_attempt("2", "succeeded");
+    wait_until("release 2 is reported", || reported(&lab) == "2");
+    assert!(machine.holds(0, &two[0]) && is(&kernel(&machine, "a"), &two[1]));
+    assert!(machine.holds(1, &one[0]) && is(&kernel(&machine, "b"), &one[1]), "the slot before is whole");
+    machine.cut_power();
+    assert_eq!(machine.switch_on(), 0, "release 2 stays");
+
+    // A release that panics is left, and the one before still has its own kernel.
+    set_channel(&lab, "3");
+    assert_eq!(machine.restart_when_ordered(), 0, "release 3 does not start");
+    let attempt = machine.wait_for_attempt("3", "rolled_back");
+    assert_eq!(attempt["failure"]["kind"], "boot", "{attempt}");
+    assert!(machine.holds(0, &two[0]) && is(&kernel(&machine, "a"), &two[1]));
+    assert!(machine.holds(1, &three[0]) && is(&kernel(&machine, "b"), &three[1]));
+
+    // A release with a partition for which there is no place changes nothing.
+    let root = format!("root={}", two[0].display());
+    let push = ["push", "--product", "os", "--version", "4", "--artifact", &root, "--artifact"];
+    let data = format!("data={}", one[1].display());
+    lab.admin(&[&push[..], &[&data]].concat()).ok();
+    set_channel(&lab, "4");
+    let attempt = machine.wait_for_attempt("4", "failed");
+    let detail = attempt["failure"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("no partition \"uki\""), "{attempt}");
+    // Neither does one that is a directory.
+    lab.push(&lab.path("tree-2"), "os", "5").ok();
+    set_channel(&lab, "5");
+    let attempt = machine.wait_for_attempt("5", "failed");
+    let detail = attempt["failure"]["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("the slot takes a disk image"), "{attempt}");
+    assert!(machine.holds(0, &two[0]) && is(&kernel(&machine, "a"), &two[1]));
+
+    // A slot is checked as a whole, whatever place is damaged.
+    machine.cut_power();
+    let image = lab.path("till/disks/a");
+    let image = image.to_str().expect("a path");
+    lab.device("till", &["verify", image]).ok();
+    fs::write(kernel(&machine, "a"), "kernel X").expect("write");
+    let damaged = lab.device("till", &["verify", image]);
+    assert_eq!(damaged.code, 8, "{}", damaged.json);
 }
 
 /// A machine that runs release 1 in slot 0, and reports it.

@@ -9,7 +9,7 @@ use distd_peer::settings::CommandLine;
 
 use super::push::show;
 use crate::context::{ApiArgs, Context};
-use crate::push::{PushRequest, push};
+use crate::push::{PushRequest, Pushed, push};
 use crate::shown::ShownProgress;
 use distd_client::pull::{PullRequest, open_bundle, pull};
 
@@ -52,7 +52,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let path = request.out.clone();
     pull(&request, progress.clone()).await?;
     let request = PushRequest {
-        path,
+        artifact: Pushed::Path(path),
         product: args.product.unwrap_or(head.product),
         version: head.release.version,
         level: LEVEL_DEFAULT,

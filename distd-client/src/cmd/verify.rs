@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let named = args.manifest.as_deref().map(read_manifest).transpose()?;
     let (data, artifact) = (context.data().to_owned(), path.clone());
     let check = move || match named {
-        Some(manifest) => verify(&artifact, &Kept::named(manifest, &artifact)),
+        Some(manifest) => verify(&artifact, &data, &Kept::named(manifest, &artifact)),
         None => verify_kept(&artifact, &data),
     };
     let report = tokio::task::spawn_blocking(check).await??;

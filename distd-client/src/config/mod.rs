@@ -20,7 +20,7 @@ use jiff::tz::TimeZone;
 
 pub use self::table::TABLE;
 use crate::failure::{Code, Failure};
-use crate::follow::LoaderKind;
+use crate::follow::{LoaderKind, PartitionPlace};
 use crate::gateway::Offer;
 use crate::pull::Downgrade;
 use crate::share::Connectivity;
@@ -146,6 +146,9 @@ pub struct Values {
     /// Slots that the channel's releases are written to instead of a directory: the boot loader's
     /// name of each, and its block device.
     pub slots: Vec<(Name, PathBuf)>,
+    /// Partitions of a release with their places in a slot; empty when a release is the image of
+    /// the slot's device.
+    pub partitions: Vec<PartitionPlace>,
     /// Boot loader that chooses among them.
     pub boot_loader: Option<LoaderKind>,
     /// Place where the boot loader keeps its choice.
@@ -154,6 +157,8 @@ pub struct Values {
     pub boot_tries: u32,
     /// Command that restarts the system; empty when something else restarts it.
     pub reboot_command: String,
+    /// Label of the partition with a unified kernel image, for systemd-boot.
+    pub unified_kernel: Option<String>,
     /// Path of the kernel in a slot, for systemd-boot.
     pub kernel: Option<PathBuf>,
     /// Path of the initial RAM disk in a slot, for systemd-boot.
@@ -212,10 +217,12 @@ impl Default for Values {
             follow_directory: None,
             follow_keep: FOLLOW_KEEP,
             slots: Vec::new(),
+            partitions: Vec::new(),
             boot_loader: None,
             boot_path: None,
             boot_tries: 1,
             reboot_command: REBOOT_COMMAND.to_owned(),
+            unified_kernel: None,
             kernel: None,
             initrd: None,
             kernel_options: String::new(),

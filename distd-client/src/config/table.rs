@@ -269,6 +269,19 @@ pub const TABLE: Table<Values> = Table {
             },
         },
         Setting {
+            key: "follow.partitions",
+            option: "partition",
+            variable: "DISTD_PARTITIONS",
+            value: "LABEL[=PATH]",
+            several: true,
+            default: "",
+            help: "Partitions of releases that are disk images, each with its place in a slot: a device or a file, \
+                   with `{slot}` for the slot's name, or the slot's own device where no path is named, as in `root` \
+                   and `uki=/boot/efi/distd/{slot}/uki.efi` (slots.md)",
+            set: |s, text| text.parse().map(|place| s.partitions.push(place)),
+            show: |s| Shown::List(s.partitions.iter().map(ToString::to_string).collect()),
+        },
+        Setting {
             key: "follow.boot_loader",
             option: "boot-loader",
             variable: "DISTD_BOOT_LOADER",
@@ -327,6 +340,18 @@ pub const TABLE: Table<Values> = Table {
             },
         },
         Setting {
+            key: "follow.unified_kernel",
+            option: "unified-kernel",
+            variable: "DISTD_UNIFIED_KERNEL",
+            value: "LABEL",
+            several: false,
+            default: "",
+            help: "Label of the partition of a release that is a unified kernel image, whose place is on the EFI \
+                   system partition; systemd-boot starts it, with its own options",
+            set: |s, text| filled(text, "label").map(|label| s.unified_kernel = Some(label)),
+            show: |s| Shown::Text(s.unified_kernel.clone().unwrap_or_default()),
+        },
+        Setting {
             key: "follow.kernel",
             option: "kernel",
             variable: "DISTD_KERNEL",
@@ -357,7 +382,7 @@ pub const TABLE: Table<Values> = Table {
             several: false,
             default: "",
             help: "Options of the kernel for systemd-boot; `{slot}` stands for the slot's name. `distd.slot={slot}` \
-                   is added",
+                   is added. None for a unified kernel image that has its own",
             set: |s, text| match text.chars().any(char::is_control) {
                 true => Err("has a control character".to_owned()),
                 false => {

@@ -1,12 +1,12 @@
-//! An artifact on this machine: a file, a block device or a directory, as one sequence of bytes
-//! that must not change while it is read.
+//! An artifact on this machine: a file, a block device, a directory, or a disk image made of files,
+//! as one sequence of bytes that must not change while it is read.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
-use distd_core::cut::{ReadAt, Regions, regions};
+use distd_core::cut::{MadeDisk, MakeDiskError, ReadAt, Regions, regions};
 
 use crate::disk::path::PathError;
 use crate::failure::{Code, Failure};
@@ -17,14 +17,60 @@ use crate::tree_source::{Skipped, TreeSource};
 /// An artifact to push or to share.
 pub enum Source {
     /// A file or a block device.
-    File {
-        /// Path as it was named.
-        path: PathBuf,
-        /// The open file.
-        reader: FileReader,
-    },
+    File(FileSource),
     /// A directory.
     Tree(Box<TreeSource>),
+    /// A disk image with a partition for each of these files.
+    Disk {
+        /// Table and places of the files.
+        layout: MadeDisk,
+        /// Files, in image order.
+        files: Vec<FileSource>,
+    },
+}
+
+/// A file or a block device that is read.
+pub struct FileSource {
+    /// Path as it was named.
+    path: PathBuf,
+    reader: FileReader,
+}
+
+impl FileSource {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        let reader = FileReader::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidInput => {
+                let error = anyhow!("{} is neither a file, a directory nor a block device", path.display());
+                Failure::new(Code::Unusable, error)
+            }
+            _ => not_opened(path)(e),
+        })?;
+        Ok(Self { path: path.to_owned(), reader })
+    }
+
+    /// Returns whether both the open file and the file that has the name now are the same as when
+    /// it was opened: it may have been replaced.
+    fn is_unchanged(&self) -> io::Result<bool> {
+        let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(&self.path)?) == self.reader.stamp());
+        Ok(self.reader.is_unchanged()? && same_name()?)
+    }
+
+    fn read_failure(&self, error: io::Error) -> anyhow::Error {
+        let still_there = !matches!(self.reader.is_unchanged(), Ok(false));
+        if error.kind() == io::ErrorKind::UnexpectedEof || !still_there {
+            return changed(anyhow!("{} changed while it was read", self.path.display()));
+        }
+        let error = anyhow::Error::new(error).context(format!("could not read {}", self.path.display()));
+        let next = "check the disk it lies on, or build it again";
+        Failure::new(Code::Unusable, error).next(next).into()
+    }
+}
+
+fn not_opened(path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |e| {
+        let error = anyhow::Error::new(e).context(format!("could not open {}", path.display()));
+        Failure::new(Code::Local, error)
+    }
 }
 
 /// Advice when an artifact changes while it is read.
@@ -50,26 +96,14 @@ impl Source {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_any(path: &Path) -> anyhow::Result<Self> {
-        let local = |e: io::Error| {
-            let error = anyhow::Error::new(e).context(format!("could not open {}", path.display()));
-            Failure::new(Code::Local, error)
-        };
         if path == Path::new("-") {
             return Err(Failure::from(PathError::Stream("the artifact")).into());
         }
-        let meta = std::fs::metadata(path).map_err(local)?;
+        let meta = std::fs::metadata(path).map_err(not_opened(path))?;
         let source = if meta.is_dir() {
             Self::Tree(Box::new(TreeSource::open(path)?))
         } else {
-            let reader = FileReader::open(path).map_err(|e| match e.kind() {
-                io::ErrorKind::InvalidInput => {
-                    let error =
-                        anyhow!("{} is neither a file, a directory nor a block device", path.display());
-                    Failure::new(Code::Unusable, error)
-                }
-                _ => local(e),
-            })?;
-            Self::File { path: path.to_owned(), reader }
+            Self::File(FileSource::open(path)?)
         };
         match source.len() {
             len if len > ARTIFACT_BYTES_MAX => {
@@ -81,27 +115,50 @@ impl Source {
         }
     }
 
+    /// Opens a disk image with one partition for each of `parts`, a label and the path of a file or
+    /// block device.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`], with [`Code::Unusable`] for a label or file that cannot be
+    /// one.
+    pub fn disk_of(parts: &[(String, PathBuf)]) -> anyhow::Result<Self> {
+        let files: Vec<FileSource> =
+            parts.iter().map(|(_, path)| FileSource::open(path)).collect::<anyhow::Result<_>>()?;
+        let lengths = parts.iter().zip(&files).map(|((label, _), file)| (label.as_str(), file.reader.len()));
+        let layout = MadeDisk::new(&lengths.collect::<Vec<_>>()).map_err(|error| {
+            let next = match &error {
+                MakeDiskError::Count(_) | MakeDiskError::TooLarge => "ship them as several products",
+                MakeDiskError::Label(_) => "choose a shorter label: --artifact LABEL=FILE",
+                MakeDiskError::Twice(_) => "name each label once: --artifact LABEL=FILE",
+                MakeDiskError::Empty(_) => "check the program that should have written it",
+            };
+            Failure::new(Code::Unusable, error.into()).next(next)
+        })?;
+        Ok(Self::Disk { layout, files })
+    }
+
     /// Returns the regions at which the artifact's format wants it cut.
     pub fn regions(&self) -> anyhow::Result<Regions> {
         match self {
-            Self::File { reader, .. } => Ok(regions(reader)),
+            Self::File(file) => Ok(regions(&file.reader)),
             Self::Tree(tree) => tree.regions(),
+            Self::Disk { .. } => Ok(regions(self)),
         }
     }
 
-    /// Returns the length of a tree's listing in bytes; `None` for a file.
+    /// Returns the length of a tree's listing in bytes; `None` for a file or an image.
     pub fn listing_bytes(&self) -> Option<u64> {
         match self {
-            Self::File { .. } => None,
             Self::Tree(tree) => Some(tree.listing_bytes()),
+            Self::File(_) | Self::Disk { .. } => None,
         }
     }
 
     /// Returns the parts of a tree that are not shipped.
     pub fn skipped(&self) -> Skipped {
         match self {
-            Self::File { .. } => Skipped::default(),
             Self::Tree(tree) => tree.skipped(),
+            Self::File(_) | Self::Disk { .. } => Skipped::default(),
         }
     }
 
@@ -110,33 +167,33 @@ impl Source {
     /// # Errors
     /// Failures with [`Code::Unusable`].
     pub fn check_unchanged(&self) -> anyhow::Result<()> {
-        let (path, unchanged) = match self {
-            Self::File { path, reader } => {
-                // Compare both the open file and the file that has the name now: the file may have
-                // been replaced.
-                let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(path)?) == reader.stamp());
-                (path.as_path(), reader.is_unchanged().and_then(|same| Ok(same && same_name()?)))
-            }
-            Self::Tree(tree) => (tree.root(), tree.check_last().map(|()| true)),
+        let files = match self {
+            Self::File(file) => std::slice::from_ref(file),
+            Self::Disk { files, .. } => files.as_slice(),
+            Self::Tree(tree) => return tree.check_last().map_err(|error| self.read_failure(error)),
         };
-        match unchanged {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(changed(anyhow!("{} changed while it was read", path.display()))),
-            Err(error) => Err(self.read_failure(error)),
+        for file in files {
+            match file.is_unchanged() {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(changed(anyhow!("{} changed while it was read", file.path.display())));
+                }
+                Err(error) => return Err(file.read_failure(error)),
+            }
         }
+        Ok(())
     }
 
     /// Turns an error of reading into the failure of the push.
     pub fn read_failure(&self, error: io::Error) -> anyhow::Error {
         match self {
-            Self::File { path, reader } => {
-                let still_there = !matches!(reader.is_unchanged(), Ok(false));
-                if error.kind() == io::ErrorKind::UnexpectedEof || !still_there {
-                    return changed(anyhow!("{} changed while it was read", path.display()));
+            Self::File(file) => file.read_failure(error),
+            Self::Disk { files, .. } => {
+                let wrong = files.iter().find(|file| !matches!(file.reader.is_unchanged(), Ok(true)));
+                match wrong.or(files.first()) {
+                    Some(file) => file.read_failure(error),
+                    None => error.into(),
                 }
-                let error = anyhow::Error::new(error).context(format!("could not read {}", path.display()));
-                let next = "check the disk it lies on, or build it again";
-                Failure::new(Code::Unusable, error).next(next).into()
             }
             Self::Tree(tree) => {
                 let what = || format!("could not read all of {}", tree.root().display());
@@ -154,17 +211,47 @@ fn changed(error: anyhow::Error) -> anyhow::Error {
 impl ReadAt for Source {
     fn len(&self) -> u64 {
         match self {
-            Self::File { reader, .. } => reader.len(),
+            Self::File(file) => file.reader.len(),
             Self::Tree(tree) => tree.len(),
+            Self::Disk { layout, .. } => layout.bytes(),
         }
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
-            Self::File { reader, .. } => reader.read_exact_at(buf, offset),
+            Self::File(file) => file.reader.read_exact_at(buf, offset),
             Self::Tree(tree) => tree.read_exact_at(buf, offset),
+            Self::Disk { layout, files } => read_disk(layout, files, buf, offset),
         }
     }
+}
+
+/// Reads bytes of a disk image that is made of files.
+fn read_disk(layout: &MadeDisk, files: &[FileSource], buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= layout.bytes());
+    let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (head, tail) = (layout.head(), layout.tail());
+    let tail_start = layout.bytes() - tail.len() as u64;
+    let made = [(0..head.len() as u64, head), (tail_start..layout.bytes(), tail)];
+    buffer.fill(0);
+    // Overlap of the wanted bytes with a range: where it begins in the range, and its place in the
+    // buffer.
+    let overlap = |range: &std::ops::Range<u64>| {
+        let (from, to) = (range.start.max(offset), range.end.min(end));
+        (from < to).then(|| (from - range.start, (from - offset) as usize..(to - offset) as usize))
+    };
+    for (range, bytes) in made {
+        if let Some((at, place)) = overlap(&range) {
+            let at = at as usize;
+            buffer[place.clone()].copy_from_slice(&bytes[at..at + place.len()]);
+        }
+    }
+    for (range, file) in layout.files().iter().zip(files) {
+        if let Some((at, place)) = overlap(range) {
+            file.reader.read_exact_at(&mut buffer[place], at)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,6 +273,43 @@ mod tests {
             let error = Source::open(&path).map(|_| ()).expect_err("refused");
             assert_eq!(code_of(&error), code, "{}: {error:#}", path.display());
         }
+    }
+
+    #[test]
+    fn a_disk_image_reads_as_its_table_and_the_files_in_their_partitions() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let parts: Vec<(String, PathBuf)> = [("root", 1_500_000), ("uki", 700)]
+            .map(|(label, len): (&str, usize)| {
+                let path = dir.path().join(label);
+                std::fs::write(&path, vec![label.len() as u8; len]).expect("write");
+                (label.to_owned(), path)
+            })
+            .into();
+        let source = Source::disk_of(&parts).expect("opens");
+        let mut image = vec![1; usize::try_from(source.len()).expect("small")];
+        source.read_exact_at(&mut image, 0).expect("read");
+        let found = distd_core::cut::labelled_partitions(&image[..]).expect("a table");
+        for (partition, (label, path)) in found.iter().zip(&parts) {
+            assert_eq!(partition.label, *label);
+            let range = partition.range.start as usize..partition.range.end as usize;
+            assert!(image[range] == std::fs::read(path).expect("read"), "{label}");
+        }
+        for step in [511, 4096, 1 << 20] {
+            let mut again = vec![1; image.len()];
+            for (number, piece) in again.chunks_mut(step).enumerate() {
+                source.read_exact_at(piece, (number * step) as u64).expect("read");
+            }
+            assert!(again == image, "in steps of {step}");
+        }
+        assert!(source.read_exact_at(&mut [0; 2], source.len() - 1).is_err());
+        source.check_unchanged().expect("nothing happened yet");
+        std::fs::write(&parts[1].1, b"other").expect("write");
+        let error = source.check_unchanged().expect_err("changed");
+        assert!(error.to_string().contains("uki changed"), "{error:#}");
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").expect("write");
+        let error = Source::disk_of(&[("x".to_owned(), empty)]).map(|_| ()).expect_err("empty");
+        assert_eq!(code_of(&error), Code::Unusable);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use distd_peer::filesystem::Space;
 
 use super::PlaceSettings;
 use super::boot::{LoaderSettings, booted_slot, check_slots};
+use super::slots::{PartitionPlace, check_places};
 use crate::config::Settings;
 use crate::failure;
 
@@ -42,7 +43,9 @@ pub async fn examine_place(found: &mut Examination, settings: &Settings, data: &
                 "make the directory above it, or correct follow.directory",
             ),
         },
-        PlaceSettings::Slots { slots, loader, .. } => slots_and_loader(found, &slots, &loader).await,
+        PlaceSettings::Slots { slots, partitions, loader, .. } => {
+            slots_and_loader(found, &slots, &partitions, &loader).await;
+        }
         PlaceSettings::Simulated(_) => found.skipped("slots", "a simulated device has no place"),
     }
 }
@@ -56,17 +59,31 @@ fn refused(found: &mut Examination, check: &'static str, error: &anyhow::Error) 
 async fn slots_and_loader(
     found: &mut Examination,
     slots: &[(distd_core::names::Name, std::path::PathBuf)],
+    partitions: &[PartitionPlace],
     settings: &LoaderSettings,
 ) {
     let slots = match check_slots(slots) {
         Ok(slots) => slots,
         Err(error) => return refused(found, "slots", &error),
     };
-    match booted_slot(&slots) {
-        Ok(booted) => found.sound("slots", format!("the system was started from {}", slots[booted].name)),
+    if let Err(error) = check_places(&slots, partitions) {
+        return refused(found, "slots", &error);
+    }
+    let loader = settings.open(&slots).await;
+    let named = match &loader {
+        Ok(loader) => loader.booted().await,
+        Err(_) => Ok(None),
+    };
+    let booted = match named {
+        Ok(Some(name)) => Ok(name),
+        Ok(None) => booted_slot(&slots).map(|number| slots[number].name.clone()),
+        Err(error) => Err(error),
+    };
+    match booted {
+        Ok(name) => found.sound("slots", format!("the system was started from {name}")),
         Err(error) => refused(found, "slots", &error),
     }
-    let loader = match settings.open(&slots).await {
+    let loader = match loader {
         Ok(loader) => loader,
         Err(error) => return refused(found, "boot-loader", &error),
     };

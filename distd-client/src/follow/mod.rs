@@ -51,7 +51,7 @@ use jiff::tz::TimeZone;
 use tokio::sync::{Notify, watch};
 
 pub use self::boot::LoaderKind;
-use self::boot::{Kernel, LoaderSettings};
+use self::boot::{ESP, Kernel, LoaderSettings, Start};
 use self::directory::Directory;
 pub use self::examine::examine_place;
 use self::orders::{Given, Orders};
@@ -61,6 +61,7 @@ use self::reports::Reporter;
 use self::restart::BootId;
 use self::simulated::SimulatedPlace;
 pub use self::simulated::{Simulated, SimulatedState, follow_simulated};
+pub use self::slots::PartitionPlace;
 use self::slots::Slots;
 pub use self::status::{Status, read_status};
 use self::step::Step;
@@ -91,6 +92,8 @@ enum PlaceSettings {
     Slots {
         /// Name and block device of each.
         slots: Vec<(Name, PathBuf)>,
+        /// Partitions of a release; empty when it is the image of the slot's device.
+        partitions: Vec<PartitionPlace>,
         loader: LoaderSettings,
         /// Number of times that a release is started before it has failed.
         tries: u32,
@@ -206,6 +209,43 @@ impl Windows {
     }
 }
 
+/// How systemd-boot starts a slot by these settings; `None` when they do not say.
+fn start_of(settings: &Settings) -> anyhow::Result<Option<Start>> {
+    let usage = |error: anyhow::Error, next: &str| Err(Failure::new(Code::Usage, error).next(next).into());
+    let label = match (&settings.unified_kernel, &settings.kernel) {
+        (None, None) => return Ok(None),
+        (None, Some(kernel)) => {
+            let (initrd, options) = (settings.initrd.clone(), settings.kernel_options.clone());
+            return Ok(Some(Start::Kernel(Kernel { kernel: kernel.clone(), initrd, options })));
+        }
+        (Some(_), Some(_)) => {
+            let error =
+                anyhow!("a kernel and a unified kernel image are named, and a slot is started by one");
+            return usage(error, "remove kernel or unified_kernel from [follow] of client.toml");
+        }
+        (Some(label), None) => label,
+    };
+    let place = settings.partitions.iter().find(|partition| partition.label == *label);
+    let esp = settings.boot_path.clone().unwrap_or_else(|| ESP.into());
+    let path = place.and_then(|place| Path::new(place.path.as_ref()?).strip_prefix(&esp).ok()?.to_str());
+    match path {
+        // systemd-boot starts such an image without an entry, also one that is half written.
+        Some(path) if path.to_ascii_lowercase().starts_with("efi/linux/") => {
+            let error = anyhow!("systemd-boot lists every image in EFI/Linux by itself");
+            usage(error, "choose another directory for the unified kernel image, such as distd/{slot}")
+        }
+        Some(path) => {
+            Ok(Some(Start::Unified { path: path.to_owned(), options: settings.kernel_options.clone() }))
+        }
+        None => {
+            let error = anyhow!("the unified kernel image {label} has no place on the EFI system partition");
+            let next =
+                format!("add it to follow.partitions: {label}={}/distd/{{slot}}/uki.efi", esp.display());
+            usage(error, &next)
+        }
+    }
+}
+
 impl PlaceSettings {
     fn of(settings: &Settings, data: &Path) -> anyhow::Result<Self> {
         let usage = |text: &str, next: &str| {
@@ -229,15 +269,12 @@ impl PlaceSettings {
                 "name it: --boot-loader systemd-boot, grub, u-boot, rauc or command",
             ),
             (None, slots, Some(kind)) => {
-                let kernel = settings.kernel.clone().map(|kernel| Kernel {
-                    kernel,
-                    initrd: settings.initrd.clone(),
-                    options: settings.kernel_options.clone(),
-                });
+                let partitions = settings.partitions.clone();
                 let path = settings.boot_path.clone();
-                let loader = LoaderSettings { kind, path, kernel, data: data.to_owned() };
+                let loader = LoaderSettings { kind, start: start_of(settings)?, path, data: data.to_owned() };
                 Ok(Self::Slots {
                     slots: slots.to_vec(),
+                    partitions,
                     loader,
                     tries: settings.boot_tries,
                     reboot: settings.reboot_command.clone(),
@@ -289,8 +326,9 @@ impl Follower {
                 let next = "let the agent read /proc/sys/kernel/random/boot_id (ProcSubset=all of its unit)";
                 return Err(Failure::new(Code::Local, error).next(next).into());
             }
-            PlaceSettings::Slots { slots, loader, .. } => {
-                Place::Slots(Slots::open(slots, loader, &request.product, &request.data).await?)
+            PlaceSettings::Slots { slots, partitions, loader, .. } => {
+                let (product, data) = (&request.product, &request.data);
+                Place::Slots(Slots::open(slots, partitions, loader, product, data).await?)
             }
         };
         let reporter = Reporter::open(identity, parents, &request.data, request.receipt_bound)?;

@@ -45,7 +45,7 @@ impl Place {
     pub(super) fn target(&self, version: &Name) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.release(version),
-            Self::Slots(slots) => slots.other().device.clone(),
+            Self::Slots(slots) => slots.other_path().to_owned(),
             Self::Simulated(place) => place.path().to_owned(),
         }
     }
@@ -54,7 +54,7 @@ impl Place {
     pub(super) fn path_of(&self, version: &Name) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.release(version),
-            Self::Slots(slots) => slots.device_of(version).unwrap_or(&slots.other().device).to_owned(),
+            Self::Slots(slots) => slots.path_with(version).unwrap_or(slots.other_path()).to_owned(),
             Self::Simulated(place) => place.path().to_owned(),
         }
     }
@@ -63,7 +63,7 @@ impl Place {
     pub(super) fn path_that_runs(&self) -> PathBuf {
         match self {
             Self::Directory(directory) => directory.link(),
-            Self::Slots(slots) => slots.booted().device.clone(),
+            Self::Slots(slots) => slots.booted_path().to_owned(),
             Self::Simulated(place) => place.path().to_owned(),
         }
     }
@@ -73,7 +73,7 @@ impl Place {
         let at = match self {
             Self::Directory(directory) if !directory.has(version) => return false,
             Self::Directory(directory) => directory.release(version),
-            Self::Slots(slots) => slots.other().device.clone(),
+            Self::Slots(slots) => slots.other_path().to_owned(),
             Self::Simulated(_) => return false,
         };
         version_at(data, &at, product).as_ref() == Some(version)
@@ -86,7 +86,7 @@ impl Place {
                 let current = directory.current().ok().flatten().map(|version| directory.release(&version));
                 directory.others(current.as_deref().unwrap_or(Path::new("")))
             }
-            Self::Slots(slots) => vec![slots.other().device.clone()],
+            Self::Slots(slots) => vec![slots.other_path().to_owned()],
             Self::Simulated(_) => Vec::new(),
         };
         paths.iter().filter_map(|path| version_at(data, path, product)).collect()
@@ -96,7 +96,7 @@ impl Place {
     pub(super) fn seeds(&self, target: &Path) -> Vec<PathBuf> {
         match self {
             Self::Directory(directory) => directory.others(target),
-            Self::Slots(slots) => vec![slots.booted().device.clone()],
+            Self::Slots(slots) => slots.seeds(),
             Self::Simulated(_) => Vec::new(),
         }
     }

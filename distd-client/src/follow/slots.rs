@@ -1,18 +1,143 @@
 //! Two slots of a disk that the boot loader chooses between: a release is written to the one that
-//! does not run, and starts with the next boot (docs/slots.md).
+//! does not run, and starts with the next boot (docs/slots.md). A release is the image of the
+//! slot's device, or a disk image whose partitions have places of their own in each slot.
 
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use distd_core::names::Name;
 
-use super::boot::{About, Loader, LoaderSettings, Slot, Spare, booted_slot, check_slots};
+use super::boot::{About, Loader, LoaderSettings, SLOT_NAME, Slot, Spare, booted_slot, check_slots};
+use crate::disk::path::{ArtifactPath, Standing};
+use crate::disk::spread::{self, Places};
 use crate::failure::{Code, Failure};
 use crate::pull;
+
+/// Partition of a release, and its place in a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionPlace {
+    /// Label of the partition in the release.
+    pub label: String,
+    /// Path of its place, with `{slot}` for the name of the slot; `None` for the slot's device.
+    pub path: Option<String>,
+}
+
+impl std::str::FromStr for PartitionPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (label, path) = match text.split_once('=') {
+            Some((label, path)) => (label.trim(), Some(path.trim())),
+            None => (text.trim(), None),
+        };
+        let is_path = path.is_none_or(|path| path.starts_with('/') && path.contains(SLOT_NAME));
+        match !label.is_empty() && is_path {
+            true => Ok(Self { label: label.to_owned(), path: path.map(str::to_owned) }),
+            false => Err(format!(
+                "is neither LABEL nor LABEL=PATH with {SLOT_NAME} in an absolute path, as in \
+                 root-verity=/dev/disk/by-partlabel/verity-{SLOT_NAME}"
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for PartitionPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{}={path}", self.label),
+            None => f.write_str(&self.label),
+        }
+    }
+}
+
+/// Returns the places of the partitions in a slot.
+fn places_in(slot: &Slot, partitions: &[PartitionPlace]) -> Places {
+    let place = |partition: &PartitionPlace| {
+        let path =
+            partition.path.as_ref().map(|path| PathBuf::from(path.replace(SLOT_NAME, slot.name.as_str())));
+        // Of a link, such as those in /dev/disk, only the device behind it is written.
+        let path = path.map(|path| fs::canonicalize(&path).unwrap_or(path));
+        (partition.label.clone(), path.unwrap_or_else(|| slot.device.clone()))
+    };
+    Places(partitions.iter().map(place).collect())
+}
+
+/// Returns the places of the partitions in both slots.
+///
+/// # Errors
+/// Failures with [`Code::Usage`] when a label is there twice, when two partitions or both slots
+/// have one place, or when a place can be none.
+pub(super) fn check_places(slots: &[Slot; 2], partitions: &[PartitionPlace]) -> anyhow::Result<[Places; 2]> {
+    let usage = |error: anyhow::Error, next: &str| -> anyhow::Error {
+        Failure::new(Code::Usage, error).next(next).into()
+    };
+    let [a, b] = [&slots[0], &slots[1]].map(|slot| places_in(slot, partitions));
+    if a.0.len() != partitions.len() {
+        let error = anyhow!("a label is there twice in follow.partitions");
+        return Err(usage(error, "name each partition once"));
+    }
+    // Names that differ only in case are one file on an EFI system partition.
+    let mut taken: Vec<OsString> =
+        slots.iter().map(|slot| slot.device.as_os_str().to_ascii_lowercase()).collect();
+    for (places, own) in [(&a, &slots[0]), (&b, &slots[1])] {
+        for place in places.0.values().filter(|place| **place != own.device) {
+            let name = place.as_os_str().to_ascii_lowercase();
+            if taken.contains(&name) {
+                let error = anyhow!("{} is the place of two partitions, or of both slots", place.display());
+                return Err(usage(error, "give each a place of its own in follow.partitions"));
+            }
+            taken.push(name);
+            let standing = ArtifactPath::target(place).map_err(Failure::from)?.standing();
+            if standing == Standing::Dir {
+                let error =
+                    anyhow!("{} is a directory, and a partition needs a device or a file", place.display());
+                return Err(usage(error, "correct follow.partitions"));
+            }
+        }
+    }
+    let own_device = partitions.iter().filter(|partition| partition.path.is_none()).count();
+    if own_device > 1 {
+        let error = anyhow!("{own_device} partitions have the slot's own device as their place");
+        return Err(usage(error, "name the places of all but one: LABEL=PATH"));
+    }
+    Ok([a, b])
+}
+
+/// Returns the paths to which a release is written for the two slots, and keeps where its
+/// partitions lie.
+///
+/// # Errors
+/// As [`check_places`], and failures with [`Code::Local`] when the state directory cannot be
+/// written.
+fn paths_of(slots: &[Slot; 2], partitions: &[PartitionPlace], data: &Path) -> anyhow::Result<[PathBuf; 2]> {
+    if partitions.is_empty() {
+        return Ok([&slots[0], &slots[1]].map(|slot| slot.device.clone()));
+    }
+    let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
+    let paths = [&slots[0], &slots[1]].map(|slot| spread::path_of(&data, slot.name.as_str()));
+    for (path, places) in paths.iter().zip(check_places(slots, partitions)?) {
+        if !matches!(Places::of(path, &data), Ok(Some(known)) if known == places) {
+            places.keep(path)?;
+        }
+        if Places::of(path, &data)? != Some(places) {
+            let error = anyhow!("what was written to {} is not there", path.display());
+            return Err(Failure::new(Code::Local, error)
+                .next("make disks/ a directory of the state directory")
+                .into());
+        }
+    }
+    Ok(paths)
+}
 
 /// Two slots and their boot loader.
 pub(super) struct Slots {
     slots: [Slot; 2],
+    /// Path to which a release is written, of each slot.
+    paths: [PathBuf; 2],
+    /// Partitions of a release; empty when it is the image of the slot's device.
+    partitions: Vec<PartitionPlace>,
     loader: Box<dyn Loader>,
     /// Index of the slot from which the system was started.
     booted: usize,
@@ -28,11 +153,13 @@ impl Slots {
     /// writes none.
     pub(super) async fn open(
         slots: &[(Name, PathBuf)],
+        partitions: &[PartitionPlace],
         loader: &LoaderSettings,
         product: &Name,
         data: &Path,
     ) -> anyhow::Result<Self> {
         let slots = check_slots(slots)?;
+        let paths = paths_of(&slots, partitions, data)?;
         let loader = loader.open(&slots).await?;
         let booted = match loader.booted().await? {
             Some(name) => slots.iter().position(|slot| slot.name == name).ok_or_else(|| {
@@ -42,7 +169,33 @@ impl Slots {
             })?,
             None => booted_slot(&slots)?,
         };
-        Ok(Self { slots, loader, booted, product: product.clone(), data: data.to_owned() })
+        let (product, data, partitions) = (product.clone(), data.to_owned(), partitions.to_vec());
+        Ok(Self { slots, paths, partitions, loader, booted, product, data })
+    }
+
+    /// Path to which a release is written for the slot that runs, or for the other one.
+    fn path(&self, is_booted: bool) -> &Path {
+        &self.paths[if is_booted { self.booted } else { 1 - self.booted }]
+    }
+
+    /// Path of the release that runs.
+    pub(super) fn booted_path(&self) -> &Path {
+        self.path(true)
+    }
+
+    /// Path to which a release is written.
+    pub(super) fn other_path(&self) -> &Path {
+        self.path(false)
+    }
+
+    /// Paths of the artifacts in the slot that runs: the release, or the partitions of an image
+    /// that distd did not write.
+    pub(super) fn seeds(&self) -> Vec<PathBuf> {
+        let path = self.booted_path();
+        if self.partitions.is_empty() || path.exists() {
+            return vec![path.to_owned()];
+        }
+        places_in(self.booted(), &self.partitions).0.into_values().filter(|place| place.exists()).collect()
     }
 
     fn slot(&self, is_booted: bool) -> &Slot {
@@ -59,21 +212,20 @@ impl Slots {
         self.slot(false)
     }
 
-    /// Version of the product in a slot, if a pull has put it there whole.
-    fn version_in(&self, slot: &Slot) -> Option<Name> {
-        pull::version_at(&self.data, &slot.device, &self.product)
+    /// Version of the product at the path of a slot, if a pull has put it there whole.
+    fn version_at(&self, path: &Path) -> Option<Name> {
+        pull::version_at(&self.data, path, &self.product)
     }
 
     /// Version that runs; `None` when no pull of this device wrote it.
     pub(super) fn running(&self) -> Option<Name> {
-        self.version_in(self.booted())
+        self.version_at(self.booted_path())
     }
 
-    /// Device with a version: the slot that runs comes first.
-    pub(super) fn device_of(&self, version: &Name) -> Option<&Path> {
-        let slots = [self.booted(), self.other()];
-        let found = slots.into_iter().find(|slot| self.version_in(slot).as_ref() == Some(version));
-        found.map(|slot| slot.device.as_path())
+    /// Path with a version: the slot that runs comes first.
+    pub(super) fn path_with(&self, version: &Name) -> Option<&Path> {
+        let mut paths = [self.booted_path(), self.other_path()].into_iter();
+        paths.find(|path| self.version_at(path).as_ref() == Some(version))
     }
 
     /// Makes sure that the boot loader starts only the slot that runs, because the other one is

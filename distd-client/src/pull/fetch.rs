@@ -147,7 +147,7 @@ async fn fetch_over(
     refuse_other(request)?;
     let (target, data) = (request.target.clone(), request.access.data.clone());
     tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
-    target::check_kind(place.out, manifest.root().kind)?;
+    target::check_kind(place.out, place.data, manifest.root().kind)?;
     let (paths, data, cut) = (request.seeds.clone(), request.access.data.clone(), manifest.root().cut);
     let opened = tokio::task::spawn_blocking(move || {
         let seeds = Seeds::open(&paths, None, &data)?;

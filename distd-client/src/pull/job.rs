@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use distd_core::error::Chain;
-use distd_core::manifest::{Kind, Manifest};
+use distd_core::manifest::Manifest;
 use distd_core::patch::Choice;
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
@@ -260,12 +260,19 @@ impl Job {
     }
 
     /// Fills all positions that the journal does not list. A tree's listing comes first because it
-    /// says where the other bytes belong.
+    /// says where the other bytes belong, and so does the partition table of an image whose
+    /// partitions lie in places of their own.
     pub(super) async fn fill(&self, network: &Network) -> anyhow::Result<()> {
-        if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
-            self.fill_range(network, 0..listing_bytes).await?;
-            let target = self.target.clone();
-            tokio::task::spawn_blocking(move || target.lay_out()).await??;
+        let head = self.target.head_bytes();
+        if head > 0 {
+            self.fill_range(network, 0..head).await?;
+            let (target, entries) = (self.target.clone(), self.entries.clone());
+            let lay_out = move || {
+                let in_head = entries.iter().map(|(_, at)| at).take_while(|at| at.offset < head);
+                let end = in_head.last().map_or(0, |at| at.offset + u64::from(at.entry.len));
+                target.lay_out(end)
+            };
+            tokio::task::spawn_blocking(lay_out).await??;
         }
         self.fill_range(network, 0..u64::MAX).await
     }

@@ -42,6 +42,7 @@ mod request;
 mod run;
 mod seeds;
 mod sink;
+mod spread;
 mod staging;
 mod sweep;
 mod target;

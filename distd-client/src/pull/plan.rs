@@ -21,6 +21,7 @@ use super::run::{ask, prepare, received};
 use super::seeds::{SeedFile, open_file};
 use super::staging::Staging;
 use crate::disk::side;
+use crate::disk::spread::Places;
 
 /// Approximate rate at which a device reads, hashes and writes, in bytes per second
 /// (docs/benchmarks.md, "Against others").
@@ -34,7 +35,7 @@ struct InPlace {
 }
 
 impl InPlace {
-    fn open(out: &Path, manifest: &Manifest) -> Option<Self> {
+    fn open(out: &Path, data: &Path, manifest: &Manifest) -> Option<Self> {
         let bytes = match manifest.root().kind {
             Kind::Tree { .. } => {
                 let staging = Staging::of(out);
@@ -42,6 +43,8 @@ impl InPlace {
                 let listing = side::read_anyones(&listing, TREE_LISTING_BYTES_MAX).ok()?;
                 SeedFile::of_tree(&staging.tree(), listing).ok()?
             }
+            // What lies in the places is compared when they are written.
+            _ if Places::of(out, data).ok()?.is_some() => return None,
             _ if is_block_device(out) => SeedFile::File(open_file(out).ok()?),
             _ => SeedFile::File(open_file(&staging_path(out)).ok()?),
         };
@@ -62,8 +65,10 @@ impl InPlace {
 pub async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let prepared = prepare(request, ask(request).await?, None).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
-    let mut in_place =
-        request.target.as_ref().and_then(|target| InPlace::open(target.path(), &prepared.manifest));
+    let mut in_place = request
+        .target
+        .as_ref()
+        .and_then(|target| InPlace::open(target.path(), &request.data, &prepared.manifest));
     let mut plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
         zero.is(at)
             || prepared.index.find(&at.entry.hash, at.entry.len).is_some()

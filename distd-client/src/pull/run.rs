@@ -146,7 +146,7 @@ fn check(request: &PullRequest, resolved: &Resolved) -> anyhow::Result<Step> {
     let out = request.target.as_ref().map(|target| target.path());
     let step = downgrade::check(&request.data, out, resolved, request.downgrade)?;
     if request.target.is_some() {
-        target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
+        target::check_kind(&request.out, &request.data, Root::decode(&resolved.root_node)?.kind)?;
     }
     Ok(step)
 }

@@ -20,6 +20,7 @@ use super::layout::Layout;
 use super::ours::is_listing_of;
 use crate::disk::beneath::Beneath;
 use crate::disk::side;
+use crate::disk::spread::{Places, Spread};
 use crate::failure::{Code, Failure};
 use crate::local::FileReader;
 use crate::tree_source::TreeSource;
@@ -32,6 +33,8 @@ const SAMPLES: usize = 16;
 pub(crate) enum SeedFile {
     /// A regular file or a block device.
     File(File),
+    /// A disk image whose partitions lie in places of their own.
+    Spread(Box<Spread>),
     /// A tree as distd installed it, with the listing kept beside it.
     Tree { beneath: Beneath, listing: Vec<u8>, layout: Box<Layout> },
     /// A directory in its current state.
@@ -42,6 +45,7 @@ impl SeedFile {
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
+            Self::Spread(spread) => spread.read_at(offset, buffer),
             Self::Directory(tree) => tree.read_exact_at(buffer, offset),
             Self::Tree { beneath, listing, layout } => {
                 let in_listing =
@@ -109,9 +113,9 @@ impl Seeds {
             this.add(path, data)?;
         }
         match out {
-            // A block device is written in place: chunks to be copied from it to another offset may
-            // be overwritten by then.
-            Some(out) if is_block_device(out) => {
+            // A block device is written in place, and so are the partitions of a spread image:
+            // chunks to be copied from it to another offset may be overwritten by then.
+            Some(out) if is_block_device(out) || Places::of(out, data)?.is_some() => {
                 this.manifests.extend(kept::read_kept_manifest(out, data));
                 this.uses.resize(this.manifests.len(), Use::Nodes);
             }
@@ -129,7 +133,7 @@ impl Seeds {
         let meta = fs::metadata(path).map_err(|e| local(e.into()))?;
         let mut candidates = kept::candidates(path, data);
         for (number, kept) in candidates.iter_mut().enumerate() {
-            let Some(bytes) = open_kept(path, &meta, kept) else { continue };
+            let Some(bytes) = open_kept(path, data, &meta, kept) else { continue };
             if samples_match(&bytes, &kept.manifest) && is_unchanged(&bytes) {
                 self.seeds.push(bytes);
                 self.manifests.push(candidates.swap_remove(number).manifest);
@@ -146,6 +150,12 @@ impl Seeds {
                     return Ok(());
                 }
             }
+        } else if Places::of(path, data)?.is_some() {
+            // What lies in the places is no image of which the chunks are known.
+            tracing::warn!(path = %path.display(), "partitions have changed since distd wrote them; they are no seed");
+            self.manifests.extend(candidates.into_iter().find(|kept| !kept.part).map(|kept| kept.manifest));
+            self.uses.resize(self.manifests.len(), Use::Nodes);
+            return Ok(());
         } else {
             SeedFile::File(open_file(path).map_err(|e| local(e.into()))?)
         };
@@ -215,12 +225,20 @@ impl Seeds {
 }
 
 /// Opens the bytes of an artifact on this device, with the files kept beside it.
-pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<SeedFile> {
+pub(crate) fn open_artifact(path: &Path, data: &Path) -> anyhow::Result<SeedFile> {
     if fs::metadata(path)?.is_dir() {
         let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX)?;
         SeedFile::of_tree(path, listing)
     } else {
-        Ok(SeedFile::File(open_file(path)?))
+        open_bytes(path, data)
+    }
+}
+
+/// Opens the bytes of an artifact that is no tree.
+pub(super) fn open_bytes(path: &Path, data: &Path) -> anyhow::Result<SeedFile> {
+    match Places::of(path, data)? {
+        Some(places) => Ok(SeedFile::Spread(Box::new(Spread::open(path, &places)?))),
+        None => Ok(SeedFile::File(open_file(path)?)),
     }
 }
 
@@ -231,14 +249,14 @@ pub(super) fn open_file(path: &Path) -> io::Result<File> {
 
 /// Opens the bytes of an artifact as its manifest describes them; `None` when its kind differs, or
 /// when a tree's listing is missing or wrong.
-fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<SeedFile> {
+fn open_kept(path: &Path, data: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<SeedFile> {
     match kept.manifest.root().kind {
         Kind::Tree { listing_bytes } if meta.is_dir() => {
             let listing = kept.listing.take()?;
             is_listing_of(&listing, listing_bytes, &kept.manifest).then_some(())?;
             SeedFile::of_tree(path, listing).ok()
         }
-        Kind::File if !meta.is_dir() => open_file(path).ok().map(SeedFile::File),
+        Kind::File if !meta.is_dir() => open_bytes(path, data).ok(),
         _ => None,
     }
 }

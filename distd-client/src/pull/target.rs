@@ -15,12 +15,14 @@ use distd_peer::trust::files;
 use super::kept::{is_block_device, part_path, staging_path};
 use super::left_out::LeftOut;
 use super::ours;
+use super::spread::{HEAD_BYTES, SpreadTarget};
 use super::staging::Staging;
 use super::tree::{TreeTarget, staging_failure};
 use crate::disk::device;
 use crate::disk::lock::{self, Lock, Patience};
 use crate::disk::room::Room;
 use crate::disk::side::{self, SideError};
+use crate::disk::spread::Places;
 use crate::disk::xattrs;
 use crate::failure::{Code, Failure};
 
@@ -59,11 +61,18 @@ pub(super) trait Target: Send + Sync {
         false
     }
 
-    /// Creates the entries of a tree, once the tree's listing is written.
+    /// Number of bytes at the start that are written before [`lay_out`](Self::lay_out), because
+    /// they say where the others belong; 0 where they are written like the others.
+    fn head_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Creates the entries of a tree, once the tree's listing is written, or opens the places of
+    /// the partitions of a disk image, once its table is. The first `head` bytes are written.
     ///
     /// # Errors
-    /// Failures that name the entry that cannot be created.
-    fn lay_out(&self) -> anyhow::Result<()> {
+    /// Failures that name the entry that cannot be created, or the partition without a place.
+    fn lay_out(&self, _head: u64) -> anyhow::Result<()> {
         Ok(())
     }
 
@@ -102,7 +111,7 @@ pub(super) struct FileTarget {
 }
 
 impl FileTarget {
-    fn open(out: &Path, data: &Path, bytes: u64) -> anyhow::Result<Self> {
+    pub(super) fn open(out: &Path, data: &Path, bytes: u64) -> anyhow::Result<Self> {
         let lock = part_path(out, data, ".distd-lock");
         if let Some(dir) = lock.parent() {
             files::create_private_dir(dir)?;
@@ -132,6 +141,12 @@ impl FileTarget {
             .map_err(|e| Failure::new(Code::Local, e))?;
         let replaces = fs::symlink_metadata(out).is_ok();
         Ok(Self { file, out: out.to_owned(), part: Some(part), resumed, replaces, _lock: lock })
+    }
+
+    /// Empties the cache of what is written. This is only advice: without it the check reads the
+    /// cache, which is no worse than what other tools do.
+    pub(super) fn forget_cache(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     /// Copies the owner, attributes and mode of the file that is replaced. A file that replaces
@@ -256,9 +271,7 @@ impl Target for FileTarget {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = OpenOptions::new().read(true).custom_flags(direct).open(path);
         if file.is_err() {
-            // This is only advice. Without it the check may read the cache, which is no worse than
-            // what other tools do.
-            let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+            self.forget_cache();
         }
         file.ok()
     }
@@ -277,7 +290,7 @@ impl Target for FileTarget {
                 true => fs::rename(part, &self.out)?,
                 false => rename_to_nothing(part, &self.out)?,
             }
-            filesystem::sync_parent(&self.out)
+            filesystem::sync_renamed(&self.out)
         };
         place()
             .with_context(|| format!("could not put {} in place", self.out.display()))
@@ -307,8 +320,13 @@ fn rename_to_nothing(part: &Path, out: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Failures with [`Code::Usage`].
-pub(super) fn check_kind(out: &Path, kind: Kind) -> anyhow::Result<()> {
+pub(super) fn check_kind(out: &Path, data: &Path, kind: Kind) -> anyhow::Result<()> {
     let is = fs::metadata(out).ok();
+    if matches!(kind, Kind::Tree { .. }) && Places::of(out, data)?.is_some() {
+        let error = anyhow!("the release is a directory, and the slot takes a disk image");
+        let next = "push it with --artifact LABEL=FILE, or remove partitions from [follow] of client.toml";
+        return Err(Failure::new(Code::Usage, error).next(next).into());
+    }
     let (what, next) = match (kind, is) {
         (Kind::File, Some(meta)) if meta.is_dir() => {
             ("a directory, but the artifact is a file", "name a file with --out")
@@ -342,7 +360,12 @@ pub(super) fn open(
     kept: u64,
 ) -> anyhow::Result<Box<dyn Target>> {
     let root = manifest.root();
-    check_kind(out, root.kind)?;
+    check_kind(out, data, root.kind)?;
+    if let Some(places) = Places::of(out, data)? {
+        // Only the places of the partitions need room, and each has its size.
+        check_room(out, data, HEAD_BYTES.min(bytes), kept)?;
+        return Ok(Box::new(SpreadTarget::open(out, data, root.bytes, places)?));
+    }
     check_room(out, data, bytes, kept)?;
     match root.kind {
         Kind::Tree { listing_bytes } => {

@@ -18,6 +18,7 @@ use super::tree::staging_failure;
 use super::verify::{may_be_of, verify};
 use crate::disk::lock::Lock;
 use crate::disk::side;
+use crate::disk::spread::{Places, Spread};
 use crate::failure::{Code, Failure};
 
 /// Returns the manifest of the release if the target holds it: the content and, for a tree,
@@ -40,7 +41,7 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
         if kept.manifest.id() != wanted || (kept.part && !may_be_of(out, &kept)) {
             continue;
         }
-        match verify(out, &kept) {
+        match verify(out, data, &kept) {
             Ok(report) if report.is_intact() => {
                 if kept.part {
                     complete(out, data, &kept)?;
@@ -76,7 +77,10 @@ fn complete(out: &Path, data: &Path, kept: &Kept) -> anyhow::Result<()> {
     } else {
         // The pull may have been killed before it flushed a device: its bytes were read from the
         // cache of the system, and a power cut would still lose them.
-        let synced = File::open(out).and_then(|file| file.sync_all());
+        let synced = match Places::of(out, data)? {
+            Some(places) => Spread::open(out, &places).and_then(|spread| Ok(spread.sync()?)),
+            None => File::open(out).and_then(|file| file.sync_all()).map_err(anyhow::Error::from),
+        };
         let synced = synced.with_context(|| format!("could not sync {}", out.display()));
         synced.map_err(|error| Failure::new(Code::Local, error))?;
     }

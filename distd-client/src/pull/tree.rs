@@ -333,7 +333,11 @@ impl Target for TreeTarget {
         None
     }
 
-    fn lay_out(&self) -> anyhow::Result<()> {
+    fn head_bytes(&self) -> u64 {
+        self.listing_bytes
+    }
+
+    fn lay_out(&self, _head: u64) -> anyhow::Result<()> {
         if self.laid.get().is_some() {
             return Ok(());
         }
@@ -433,7 +437,7 @@ mod tests {
             }
             let target = target(&out, id, PLAIN, bytes + 5);
             assert!(target.write_at(bytes, b"early").is_err(), "nothing is there to write to");
-            target.lay_out().expect("make the entries");
+            target.lay_out(0).expect("make the entries");
             target.write_at(bytes, b"hello").expect("write");
             let mut back = [0; 5];
             target.read_at(bytes, &mut back).expect("read");
@@ -459,7 +463,7 @@ mod tests {
                 .enumerate()
         {
             let target = target(&out, n as u8, listing, total);
-            let error = target.lay_out().expect_err("no listing of this artifact");
+            let error = target.lay_out(0).expect_err("no listing of this artifact");
             assert_eq!(code_of(&error), Code::Integrity, "{n}: {error:#}");
             assert!(
                 fs::read_dir(target.staging.tree()).expect("list").next().is_none(),
@@ -475,7 +479,7 @@ mod tests {
         let target = target(&out, 1, PLAIN, PLAIN.len() as u64 + 5);
         // Simulates a file system that takes another name for this one.
         fs::create_dir(target.staging.tree().join("d")).expect("mkdir");
-        let error = format!("{:#}", target.lay_out().expect_err("it is there already"));
+        let error = format!("{:#}", target.lay_out(0).expect_err("it is there already"));
         assert!(error.contains("does not tell some names"), "{error}");
     }
 }

@@ -14,7 +14,7 @@ use super::compare::{Differences, compare};
 use super::kept::{self, Kept, read_left_out};
 use super::layout::Layout;
 use super::ours::is_listing_of;
-use super::seeds::{SeedFile, open_file};
+use super::seeds::{SeedFile, open_bytes};
 use super::staging::Staging;
 use crate::failure::{Code, Failure};
 use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
@@ -65,7 +65,7 @@ pub fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyReport> {
         if kept.part && !may_be_of(path, &kept) {
             continue;
         }
-        let found = verify(path, &kept)?;
+        let found = verify(path, data, &kept)?;
         if found.is_intact() {
             return Ok(found);
         }
@@ -87,12 +87,13 @@ pub(super) fn may_be_of(path: &Path, kept: &Kept) -> bool {
     }
 }
 
-/// Checks the artifact at `path` against a manifest and, for a tree, its listing.
+/// Checks the artifact at `path`, of the device whose state directory is `data`, against a manifest
+/// and, for a tree, its listing.
 ///
 /// # Errors
 /// Failures with [`Code::Local`] when the artifact cannot be opened; bytes that cannot be read
 /// count as bad.
-pub fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
+pub fn verify(path: &Path, data: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
     let manifest = &kept.manifest;
     let root = manifest.root();
     let local = |error: anyhow::Error| {
@@ -126,7 +127,13 @@ pub fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
             if meta.is_file() && meta.size() != root.bytes {
                 differences.add("", format!("has {} bytes instead of {}", meta.size(), root.bytes));
             }
-            SeedFile::File(open_file(path).map_err(|e| local(e.into()))?)
+            let bytes = open_bytes(path, data).map_err(local)?;
+            if let SeedFile::Spread(spread) = &bytes {
+                for (place, len, wanted) in spread.wrong_lengths() {
+                    differences.add(place.to_string_lossy(), format!("has {len} bytes instead of {wanted}"));
+                }
+            }
+            bytes
         }
         _ => {
             let what = if meta.is_dir() { "a directory" } else { "not a directory" };

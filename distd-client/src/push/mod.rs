@@ -1,8 +1,8 @@
 //! Push: cuts the artifact on this machine, asks the origin which chunks it lacks, sends only
 //! those, and commits.
 //!
-//! [`distd_client::cutting`] makes chunks of a file, a block device or a directory; [`pipeline`]
-//! sends the missing chunks to the origin.
+//! [`distd_client::cutting`] makes chunks of a file, a block device, a directory or several files;
+//! [`pipeline`] sends the missing chunks to the origin.
 
 mod pipeline;
 
@@ -28,8 +28,8 @@ use distd_core::api::{Release, ReleaseKind, Word};
 
 /// A request to push an artifact as a release.
 pub(crate) struct PushRequest {
-    /// Path of a file, a block device or a directory.
-    pub(crate) path: PathBuf,
+    /// The artifact.
+    pub(crate) artifact: Pushed,
     /// Product of the release.
     pub(crate) product: Name,
     /// Version of the release.
@@ -38,6 +38,30 @@ pub(crate) struct PushRequest {
     pub(crate) level: i32,
     /// Channel to point at the release; `None` to change no channel.
     pub(crate) channel: Option<Name>,
+}
+
+/// Artifact of a push.
+#[derive(Clone, Debug)]
+pub(crate) enum Pushed {
+    /// Path of a file, a block device or a directory.
+    Path(PathBuf),
+    /// Labels of partitions and paths of the files in them, for a disk image.
+    Disk(Vec<(String, PathBuf)>),
+}
+
+impl Pushed {
+    fn open(&self) -> anyhow::Result<Source> {
+        match self {
+            Self::Path(path) => {
+                refuse_written_device(path)?;
+                Source::open(path)
+            }
+            Self::Disk(parts) => {
+                parts.iter().try_for_each(|(_, path)| refuse_written_device(path))?;
+                Source::disk_of(parts)
+            }
+        }
+    }
 }
 
 /// Result of a push; the one object that `--json` prints.
@@ -123,12 +147,8 @@ pub(crate) async fn push(
     progress: Arc<dyn Progress>,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
-    let path = request.path.clone();
-    let open = move || {
-        refuse_written_device(&path)?;
-        Source::open(&path)
-    };
-    let source = Arc::new(tokio::task::spawn_blocking(open).await??);
+    let artifact = request.artifact.clone();
+    let source = Arc::new(tokio::task::spawn_blocking(move || artifact.open()).await??);
     let label = format!("{} {}", request.product, request.version);
     progress.begin(source.len(), &label);
     let mut outcome = match existing(api, request).await? {

@@ -181,7 +181,7 @@ impl KeptArtifacts {
             let manifest = read_kept_manifest(&artifact.path, &data)?;
             // If the ids differ, the file was replaced outside distd.
             let manifest = Some(manifest).filter(|manifest| manifest.id() == artifact.manifest)?;
-            Some((manifest, open_artifact(&artifact.path).ok()?))
+            Some((manifest, open_artifact(&artifact.path, &data).ok()?))
         };
         tokio::task::spawn_blocking(load).await.ok()?
     }

@@ -43,7 +43,10 @@ mod volume;
 
 pub use archive::NAME_SEPARATOR;
 pub use batch::{Batch, Batches, CutChunk, WINDOW_BYTES};
-pub use disk::{PARTITION_SEPARATOR, Volume, path_in_partition, volumes};
+pub use disk::{
+    LabelledPartition, MadeDisk, MakeDiskError, PARTITION_SEPARATOR, Volume, labelled_partitions,
+    path_in_partition, volumes,
+};
 pub use params::{CutParams, CutParamsError, Cutter};
 pub use read::{Joined, ReadAt};
 pub(crate) use read::{len_of, read_parts};

@@ -184,6 +184,8 @@ impl Firmware for UBoot {
 /// one runs in `tests/vm`.
 pub struct SystemdBoot {
     esp: PathBuf,
+    /// Whether a release is started by a unified kernel image that it has as a partition.
+    is_unified: bool,
 }
 
 /// An entry, in the order of the menu.
@@ -200,10 +202,20 @@ struct Entry {
 impl SystemdBoot {
     /// Makes one that starts slot `a`.
     pub fn make(dir: &Path, _: &[Loop; 2]) -> Box<dyn Firmware> {
+        Box::new(Self::of(dir, false))
+    }
+
+    /// As [`make`](Self::make), of a device whose releases are the partitions `root`, for the
+    /// slot's device, and `uki`, for a file on the EFI system partition.
+    pub fn unified(dir: &Path, _: &[Loop; 2]) -> Box<dyn Firmware> {
+        Box::new(Self::of(dir, true))
+    }
+
+    fn of(dir: &Path, is_unified: bool) -> Self {
         let esp = dir.join("esp");
         fs::create_dir_all(esp.join("loader/entries")).expect("a directory");
         fs::write(esp.join("loader/entries/distd-a.conf"), "title factory\nsort-key distd\n").expect("write");
-        Box::new(Self { esp })
+        Self { esp, is_unified }
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -230,8 +242,16 @@ impl SystemdBoot {
 
 impl Firmware for SystemdBoot {
     fn options(&self) -> Vec<String> {
-        let kernel = ["--kernel", "boot/vmlinuz", "--kernel-options", "root=PARTLABEL=root-{slot} ro"];
-        options("systemd-boot", &self.esp).into_iter().chain(kernel.map(str::to_owned)).collect()
+        let mut options = options("systemd-boot", &self.esp);
+        if self.is_unified {
+            let place = format!("uki={}/distd/{{slot}}/uki.efi", self.esp.display());
+            let partitions = ["--unified-kernel", "uki", "--partition", "root", "--partition", &place];
+            options.extend(partitions.map(str::to_owned));
+        } else {
+            let kernel = ["--kernel", "boot/vmlinuz", "--kernel-options", "root=PARTLABEL=root-{slot} ro"];
+            options.extend(kernel.map(str::to_owned));
+        }
+        options
     }
 
     fn start(&mut self) -> usize {
@@ -245,7 +265,10 @@ impl Firmware for SystemdBoot {
             fs::rename(dir.join(&first.file), dir.join(counted)).expect("rename");
         }
         if first.version.0 > 0 {
-            let kernel = fs::read_to_string(self.esp.join(format!("distd/{slot}/linux"))).expect("a kernel");
+            let image = entry
+                .lines()
+                .find_map(|line| line.strip_prefix(if self.is_unified { "efi /" } else { "linux /" }));
+            let kernel = fs::read_to_string(self.esp.join(image.expect("an image"))).expect("a kernel");
             // The tests' releases have their versions in their kernels.
             let version = kernel.strip_prefix("kernel ").expect("the kernel of a release");
             let title = format!("title os {version} ");

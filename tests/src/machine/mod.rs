@@ -55,12 +55,25 @@ impl<'l> Machine<'l> {
     /// # Panics
     /// When it cannot be made.
     pub fn new(lab: &'l Lab, name: &str, make: impl FnOnce(&Path, &[Loop; 2]) -> Box<dyn Firmware>) -> Self {
+        let machine = Self::of_factory(lab, name, make);
+        let out = machine.disks[0].path().to_str().expect("a path");
+        lab.device(name, &["pull", "os@1", "--out", out]).ok();
+        machine
+    }
+
+    /// As [`new`](Self::new), of a device whose slots are as the factory left them: empty.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn of_factory(
+        lab: &'l Lab,
+        name: &str,
+        make: impl FnOnce(&Path, &[Loop; 2]) -> Box<dyn Firmware>,
+    ) -> Self {
         lab.enroll(name, lab.quic());
         let dir = lab.path(&format!("{name}.machine"));
         fs::create_dir_all(dir.join("hooks")).expect("a directory");
         let disks = ["a", "b"].map(|slot| Loop::new(&dir.join(format!("disk-{slot}")), SLOT_BYTES));
-        let out = disks[0].path().to_str().expect("a path");
-        lab.device(name, &["pull", "os@1", "--out", out]).ok();
         let firmware = make(&dir, &disks);
         let machine = Self {
             lab,

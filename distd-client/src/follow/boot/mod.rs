@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::systemd_boot::Kernel;
+pub(super) use self::systemd_boot::{Kernel, Start};
 use crate::failure::{Code, Failure};
 
 /// Options with which the kernel was started.
@@ -28,6 +28,12 @@ const KERNEL_OPTIONS: &str = "/proc/cmdline";
 
 /// Option of the kernel that names the slot.
 const SLOT_OPTION: &str = "distd.slot=";
+
+/// Usual mount point of the EFI system partition.
+pub(super) const ESP: &str = "/boot/efi";
+
+/// Text in a setting that stands for the name of the slot.
+pub(super) const SLOT_NAME: &str = "{slot}";
 
 /// Kind of a boot loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,8 +110,8 @@ pub(super) struct LoaderSettings {
     pub(super) kind: LoaderKind,
     /// Place where the boot loader keeps its choice; `None` for the usual one.
     pub(super) path: Option<PathBuf>,
-    /// Kernel of a slot, for systemd-boot.
-    pub(super) kernel: Option<Kernel>,
+    /// How a slot is started, for systemd-boot.
+    pub(super) start: Option<Start>,
     /// State directory of the device.
     pub(super) data: PathBuf,
 }
@@ -128,13 +134,14 @@ impl LoaderSettings {
             LoaderKind::UBoot => Box::new(uboot::UBoot::open(&path("/etc/fw_env.config"), slots).await?),
             LoaderKind::Rauc => Box::new(rauc::Rauc::open(slots).await?),
             LoaderKind::SystemdBoot => {
-                let Some(kernel) = self.kernel.clone() else {
-                    let error = anyhow!("systemd-boot needs the path of the kernel in a release");
-                    let next = "name it: --kernel boot/vmlinuz, or kernel in [follow] of client.toml";
+                let Some(start) = self.start.clone() else {
+                    let error = anyhow!("systemd-boot needs the kernel of a release");
+                    let next = "name its path: --kernel boot/vmlinuz, or kernel in [follow] of client.toml; or the \
+                                partition with a unified kernel image: --unified-kernel LABEL";
                     return Err(Failure::new(Code::Usage, error).next(next).into());
                 };
                 let scratch = self.data.join("mount");
-                Box::new(systemd_boot::SystemdBoot::open(&path("/boot/efi"), kernel, slots, scratch)?)
+                Box::new(systemd_boot::SystemdBoot::open(&path(ESP), start, slots, scratch)?)
             }
             LoaderKind::Command => {
                 let Some(program) = self.path.clone() else {

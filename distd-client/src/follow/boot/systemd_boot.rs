@@ -44,6 +44,32 @@ const PRINT_FILE: &str = "mount -o ro -- \"$1\" \"$2\" && at=$(readlink -f -- \"
     file=$(readlink -e -- \"$at/$3\") || { echo \"$3 is not in the release\" >&2; exit 1; }; \
     case $file in \"$at\"/*) exec cat -- \"$file\";; esac; echo \"$3 leads out of the release\" >&2; exit 1";
 
+/// Directory of the variables that the firmware and systemd-boot set.
+const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
+
+/// Variable with the id of the entry that was started (systemd, "Boot Loader Interface").
+const ENTRY_SELECTED: &str = "LoaderEntrySelected-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// Largest value of that variable that is read, bytes.
+const VARIABLE_BYTES_MAX: u64 = 4 << 10;
+
+/// Bytes in front of the value of a variable: its attributes.
+const ATTRIBUTES: usize = 4;
+
+/// How a release is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) enum Start {
+    /// By a kernel that is copied out of the release.
+    Kernel(Kernel),
+    /// By a unified kernel image that the release has as a partition.
+    Unified {
+        /// Path of its place on the EFI system partition; `{slot}` stands for the slot's name.
+        path: String,
+        /// Options for an image that has none of its own; likewise. Empty for one that has.
+        options: String,
+    },
+}
+
 /// Files of a release that start it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct Kernel {
@@ -58,7 +84,7 @@ pub(in super::super) struct Kernel {
 /// The EFI system partition.
 pub(super) struct SystemdBoot {
     esp: PathBuf,
-    kernel: Kernel,
+    start: Start,
     slots: [Slot; 2],
     /// Directory in which a slot is mounted for a moment.
     scratch: PathBuf,
@@ -120,11 +146,11 @@ impl SystemdBoot {
     /// Failures with [`Code::Local`] when it has no directory of entries, or no entry of a slot.
     pub(super) fn open(
         esp: &Path,
-        kernel: Kernel,
+        start: Start,
         slots: &[Slot; 2],
         scratch: PathBuf,
     ) -> anyhow::Result<Self> {
-        let loader = Self { esp: esp.to_owned(), kernel, slots: slots.clone(), scratch };
+        let loader = Self { esp: esp.to_owned(), start, slots: slots.clone(), scratch };
         let entries = loader.esp.join(ENTRIES);
         if !entries.is_dir() {
             let error = anyhow!("{} is no directory", entries.display());
@@ -138,6 +164,14 @@ impl SystemdBoot {
             return Err(unusable(error, &next));
         }
         loader.check_others()?;
+        if let Start::Unified { path, .. } = &loader.start {
+            // The directory of each slot is made when its image is written.
+            let above = Path::new(path).parent().and_then(Path::parent).unwrap_or(Path::new(""));
+            let above = loader.esp.join(above);
+            let made = fs::create_dir_all(&above).and_then(|()| filesystem::sync_parent(&above));
+            made.with_context(|| format!("could not make {}", above.display()))
+                .map_err(|error| Failure::new(Code::Local, error))?;
+        }
         Ok(loader)
     }
 
@@ -224,16 +258,72 @@ impl SystemdBoot {
 
     fn entry_text(&self, slot: &Name, release: &About, version: u64) -> String {
         let mut text = format!(
-            "title {} {} (slot {slot})\nsort-key {OURS}\nversion {version}\nlinux /{OURS}/{slot}/linux\n",
+            "title {} {} (slot {slot})\nsort-key {OURS}\nversion {version}\n",
             release.product, release.version
         );
-        if self.kernel.initrd.is_some() {
-            text.push_str(&format!("initrd /{OURS}/{slot}/initrd\n"));
+        match &self.start {
+            Start::Kernel(kernel) => {
+                text.push_str(&format!("linux /{OURS}/{slot}/linux\n"));
+                if kernel.initrd.is_some() {
+                    text.push_str(&format!("initrd /{OURS}/{slot}/initrd\n"));
+                }
+                let options = kernel.options.replace("{slot}", slot.as_str());
+                text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
+            }
+            Start::Unified { path, options } => {
+                text.push_str(&format!("efi /{}\n", path.replace(super::SLOT_NAME, slot.as_str())));
+                // Options of an entry replace those in the image, and with them the hash of the
+                // root.
+                if !options.is_empty() {
+                    let options = options.replace(super::SLOT_NAME, slot.as_str());
+                    text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
+                }
+            }
         }
-        let options = self.kernel.options.replace("{slot}", slot.as_str());
-        text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
         text
     }
+
+    /// Copies the kernel of a slot to the partition, or checks that its unified kernel image is
+    /// there.
+    async fn prepare(&self, slot: &Name) -> anyhow::Result<()> {
+        match &self.start {
+            Start::Kernel(kernel) => {
+                let directory = self.esp.join(OURS).join(slot.as_str());
+                fs::create_dir_all(&directory)
+                    .with_context(|| format!("could not make {}", directory.display()))
+                    .map_err(|error| Failure::new(Code::Local, error))?;
+                self.copy_out(slot, &kernel.kernel, &directory.join("linux")).await?;
+                if let Some(initrd) = &kernel.initrd {
+                    self.copy_out(slot, initrd, &directory.join("initrd")).await?;
+                }
+                for name in [&directory, &self.esp.join(OURS)] {
+                    filesystem::sync_parent(name).context("could not sync the EFI system partition")?;
+                }
+            }
+            Start::Unified { path, .. } => {
+                let image = self.esp.join(path.replace(super::SLOT_NAME, slot.as_str()));
+                let read = File::open(&image).map_err(anyhow::Error::from);
+                read.and_then(|file| reread(&image, &file))
+                    .with_context(|| format!("could not read {}", image.display()))
+                    .map_err(|error| Failure::new(Code::Local, error))?;
+                for name in image.ancestors().take_while(|name| *name != self.esp) {
+                    filesystem::sync_parent(name).context("could not sync the EFI system partition")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the slot whose entry systemd-boot has started, from the value of its variable:
+/// attributes and a text of UTF-16.
+fn selected(variable: &[u8], slots: &[Slot; 2]) -> Option<Name> {
+    let units = variable.get(ATTRIBUTES..)?.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    let entry = String::from_utf16(&units).ok()?;
+    // systemd-boot leaves the suffix out in some versions.
+    let entry = if entry.ends_with(".conf") { entry } else { format!("{entry}.conf") };
+    slots.iter().map(|slot| &slot.name).find(|slot| tries_left(&entry, slot).is_some()).cloned()
 }
 
 /// Makes a file durable, and checks that the medium holds what was written: systemd-boot ends at a
@@ -257,6 +347,15 @@ fn reread(path: &Path, file: &File) -> anyhow::Result<()> {
 
 #[async_trait]
 impl Loader for SystemdBoot {
+    async fn booted(&self) -> anyhow::Result<Option<Name>> {
+        // Where the entry has options, the kernel was told its slot, also by kexec.
+        if !matches!(&self.start, Start::Unified { options, .. } if options.is_empty()) {
+            return Ok(None);
+        }
+        let variable = side::read_anyones(&Path::new(EFI_VARIABLES).join(ENTRY_SELECTED), VARIABLE_BYTES_MAX);
+        Ok(variable.ok().and_then(|variable| selected(&variable, &self.slots)))
+    }
+
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         let mut best: Option<(u64, Name)> = None;
         for slot in &self.slots {
@@ -271,17 +370,7 @@ impl Loader for SystemdBoot {
 
     async fn try_once(&self, slot: &Name, release: &About) -> anyhow::Result<()> {
         self.remove_entries(slot)?;
-        let directory = self.esp.join(OURS).join(slot.as_str());
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("could not make {}", directory.display()))
-            .map_err(|error| Failure::new(Code::Local, error))?;
-        self.copy_out(slot, &self.kernel.kernel, &directory.join("linux")).await?;
-        if let Some(initrd) = &self.kernel.initrd {
-            self.copy_out(slot, initrd, &directory.join("initrd")).await?;
-        }
-        for name in [&directory, &self.esp.join(OURS)] {
-            filesystem::sync_parent(name).context("could not sync the EFI system partition")?;
-        }
+        self.prepare(slot).await?;
         let mut version = 0;
         for known in &self.slots {
             let versions = self.entries_of(&known.name)?.into_iter().map(|entry| entry.version);
@@ -336,7 +425,49 @@ mod tests {
             initrd: None,
             options: "root=PARTLABEL=root-{slot} ro".into(),
         };
-        SystemdBoot::open(dir, kernel, &[slot("a"), slot("b")], dir.join("mount"))
+        SystemdBoot::open(dir, Start::Kernel(kernel), &[slot("a"), slot("b")], dir.join("mount"))
+    }
+
+    #[tokio::test]
+    async fn a_unified_image_is_started_where_it_lies_and_with_its_own_options() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut boot = loader(dir.path(), &[("distd-a.conf", "version 3\n")]).expect("opens");
+        let path = "distd/{slot}/uki.efi".to_owned();
+        boot.start = Start::Unified { path: path.clone(), options: String::new() };
+        let about = About { product: name("os"), version: name("2") };
+        let missing = boot.try_once(&name("b"), &about).await.expect_err("no image");
+        assert!(format!("{missing:#}").contains("distd/b/uki.efi"), "{missing:#}");
+        assert_eq!(list(dir.path()), ["distd-a.conf"], "nothing is ordered without it");
+        fs::create_dir_all(dir.path().join("distd/b")).expect("a directory");
+        fs::write(dir.path().join("distd/b/uki.efi"), b"MZ").expect("write");
+        boot.try_once(&name("b"), &about).await.expect("ordered");
+        let entry = fs::read_to_string(dir.path().join(ENTRIES).join("distd-b+1.conf")).expect("an entry");
+        assert_eq!(entry, "title os 2 (slot b)\nsort-key distd\nversion 4\nefi /distd/b/uki.efi\n",);
+        // An image without options of its own gets them.
+        boot.start = Start::Unified { path, options: "root=PARTLABEL=root-{slot}".to_owned() };
+        boot.try_once(&name("b"), &about).await.expect("ordered");
+        let entry = fs::read_to_string(dir.path().join(ENTRIES).join("distd-b+1.conf")).expect("an entry");
+        assert!(entry.ends_with("\noptions root=PARTLABEL=root-b distd.slot=b\n"), "{entry}");
+    }
+
+    #[test]
+    fn the_entry_that_was_started_names_the_slot() {
+        let slot = |name: &str| Slot { name: name.parse().expect("a name"), device: "/dev/null".into() };
+        let slots = [slot("a"), slot("b")];
+        let variable = |text: &str| {
+            let units = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes);
+            [6, 0, 0, 0].into_iter().chain(units).collect::<Vec<u8>>()
+        };
+        for (text, slot) in [
+            ("distd-b+0-1.conf", Some("b")),
+            ("distd-a.conf", Some("a")),
+            ("distd-b", Some("b")),
+            ("debian.conf", None),
+            ("", None),
+        ] {
+            assert_eq!(selected(&variable(text), &slots), slot.map(name), "{text}");
+        }
+        assert_eq!(selected(b"\x06", &slots), None);
     }
 
     fn list(dir: &Path) -> Vec<String> {

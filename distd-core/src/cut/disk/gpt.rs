@@ -2,6 +2,7 @@
 
 use crc::{CRC_32_ISO_HDLC, Crc, Table};
 
+use super::make::PADDING_SHIFT;
 use super::{PARTITIONS_MAX, Partition};
 use crate::cut::ReadAt;
 use crate::cut::bytes::{u32_at, u64_at};
@@ -9,18 +10,21 @@ use crate::cut::bytes::{u32_at, u64_at};
 /// Sector sizes at which a table is looked for, bytes.
 const SECTORS: [u64; 2] = [512, 4096];
 
-const SIGNATURE: &[u8; 8] = b"EFI PART";
+pub(super) const SIGNATURE: &[u8; 8] = b"EFI PART";
 
 /// Bytes of a header that the specification defines.
-const HEADER: usize = 92;
+pub(super) const HEADER: usize = 92;
 
 /// Largest table, bytes: eight times the usual one.
 const TABLE_BYTES_MAX: u64 = 128 << 10;
 
 /// Bytes of an entry that the specification defines.
-const ENTRY: usize = 128;
+pub(super) const ENTRY: usize = 128;
 
-static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
+pub(super) static CRC: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
+
+/// Type of a partition that was made of a file, by [`MadeDisk`](super::MadeDisk).
+pub(super) const MADE_OF_FILE: [u8; 16] = guid(0x9F4E_61D2, 0x7B3C, 0x4D58, 0xA6E1, 0x6469_7374_6401);
 
 /// Types of partitions whose use follows from the type: the type as it is stored, and the use.
 /// Those of UAPI.2, "Discoverable Partitions Specification", for the architectures that boot Linux
@@ -91,8 +95,13 @@ fn read<R: ReadAt + ?Sized>(artifact: &R, sector: u64, at: u64) -> Option<Vec<Pa
         if range.is_empty() || range.end > artifact.len() || partitions.len() == PARTITIONS_MAX {
             return None;
         }
+        let is_file = raw[..16] == MADE_OF_FILE;
+        let padding = if is_file { u64_at(raw, 48) >> PADDING_SHIFT } else { 0 };
+        if padding >= range.end - range.start {
+            return None;
+        }
         let role = ROLES.iter().find(|(guid, _)| guid == &raw[..16]).map(|(_, role)| *role);
-        partitions.push(Partition { range, role, label: label(&raw[56..ENTRY]) });
+        partitions.push(Partition { range, padding, role, label: label(&raw[56..ENTRY]) });
     }
     (!partitions.is_empty()).then_some(partitions)
 }

@@ -85,7 +85,7 @@ fn partition<R: ReadAt + ?Sized>(artifact: &R, entry: &Entry, base: u64) -> Opti
         0x83 => Some("linux"),
         _ => None,
     };
-    Some(Partition { range, role, label: String::new() })
+    Some(Partition { range, padding: 0, role, label: String::new() })
 }
 
 /// Reads the table in a sector; entries without a type are `None`. `None` if it is not a table.

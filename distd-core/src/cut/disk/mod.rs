@@ -1,6 +1,7 @@
 //! Disk images: partition tables, and the partitions as volumes of their own.
 
 mod gpt;
+mod make;
 mod mbr;
 mod name;
 
@@ -9,6 +10,8 @@ use std::ops::Range;
 use super::gzip::Budget;
 use super::{Joined, ReadAt, RegionKind, Regions, erofs, pe, volume};
 use crate::bounds::{ARTIFACT_BYTES_MAX, REGIONS_MAX};
+
+pub use make::{MadeDisk, MakeDiskError};
 
 /// Separator between the name of a partition and the path of a file in it:
 /// `root///usr/bin/mount`. It is no [`NAME_SEPARATOR`](super::NAME_SEPARATOR) followed by a path.
@@ -25,10 +28,38 @@ const BLANK_BYTES: usize = 4096;
 struct Partition {
     /// Range in the artifact, bytes.
     range: Range<u64>,
+    /// Bytes at the end of the range that are not of the file of which the partition was made.
+    padding: u64,
     /// Use of the partition, if its type says more than the label.
     role: Option<&'static str>,
     /// Label; empty if the table has none.
     label: String,
+}
+
+/// Partition with a label, in a disk image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelledPartition {
+    /// Label.
+    pub label: String,
+    /// Range in the image, bytes, without what fills the last sector of a [`MadeDisk`]'s file.
+    pub range: Range<u64>,
+}
+
+/// Returns the partitions in the GUID partition table of a disk image, in image order. Only the
+/// table is read. `None` without a sound table, and where partitions overlap.
+pub fn labelled_partitions<R: ReadAt + ?Sized>(image: &R) -> Option<Vec<LabelledPartition>> {
+    let mut found = gpt::partitions(image)?;
+    found.sort_by_key(|partition| partition.range.start);
+    are_apart(&found).then_some(())?;
+    let labelled = |Partition { range, padding, label, .. }| LabelledPartition {
+        label,
+        range: range.start..range.end - padding,
+    };
+    Some(found.into_iter().map(labelled).collect())
+}
+
+fn are_apart(partitions: &[Partition]) -> bool {
+    partitions.windows(2).all(|two| two[0].range.end <= two[1].range.start)
 }
 
 /// Part of an artifact that one format reader reads: a partition of a disk, or a whole artifact.
@@ -99,7 +130,7 @@ fn partitions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Vec<Volume>> {
     }
     let mut partitions = gpt::partitions(artifact).or_else(|| mbr::partitions(artifact))?;
     partitions.sort_by_key(|partition| partition.range.start);
-    let apart = partitions.windows(2).all(|two| two[0].range.end <= two[1].range.start);
+    let apart = are_apart(&partitions);
     let fits = partitions.last().is_some_and(|last| last.range.end <= artifact.len());
     if !apart || !fits {
         return None;

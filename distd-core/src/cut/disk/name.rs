@@ -96,8 +96,12 @@ mod tests {
     use super::*;
 
     fn named(labels: &[(&str, bool)]) -> Vec<String> {
-        let partition =
-            |(label, _): &(&str, bool)| Partition { range: 0..1, role: None, label: (*label).to_owned() };
+        let partition = |(label, _): &(&str, bool)| Partition {
+            range: 0..1,
+            padding: 0,
+            role: None,
+            label: (*label).to_owned(),
+        };
         let partitions: Vec<_> = labels.iter().map(partition).collect();
         let blank: Vec<_> = labels.iter().map(|(_, blank)| *blank).collect();
         names(&partitions, &blank)
