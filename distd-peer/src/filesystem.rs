@@ -9,6 +9,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+/// Type of a FAT file system for statfs(2), `MSDOS_SUPER_MAGIC`.
+const FAT: rustix::fs::FsWord = 0x4d44;
+
 /// A step of the replacement of a file that failed.
 #[derive(Debug)]
 pub struct StepFailed {
@@ -34,7 +37,7 @@ pub fn replace_by(mut part: File, part_path: &Path, path: &Path, bytes: &[u8]) -
         let _ = fs::remove_file(part_path);
         return Err(StepFailed { step: "replace", cause });
     }
-    sync_parent(path).map_err(|cause| StepFailed { step: "replace", cause })
+    sync_renamed(path).map_err(|cause| StepFailed { step: "replace", cause })
 }
 
 /// Renames the file at `from` to `to`, durably.
@@ -43,7 +46,28 @@ pub fn replace_by(mut part: File, part_path: &Path, path: &Path, bytes: &[u8]) -
 /// As the system reports.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
-    sync_parent(to)
+    sync_renamed(to)
+}
+
+/// Makes the new name of a file durable.
+///
+/// On FAT, Linux makes a new directory entry of no length, and writes length and place of the file
+/// into it with the file's inode, some 30 s later. A sync of the directory alone would make the
+/// empty entry durable.
+///
+/// # Errors
+/// As the system reports.
+pub fn sync_renamed(path: &Path) -> io::Result<()> {
+    let parent = parent_of(path);
+    if rustix::fs::statfs(parent)?.f_type == FAT {
+        // The inode comes first, so that the directory is not made durable without it.
+        File::open(path)?.sync_all()?;
+    }
+    File::open(parent)?.sync_all()
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a change of names in the directory of `path` durable.
@@ -51,8 +75,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// As the system reports.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(parent_of(path))?.sync_all()
 }
 
 /// Waits until no other process has the lock file at `path`, which is created if there is none.

@@ -6,11 +6,13 @@
 //! the number of those from which a machine is really started; both are small in a normal run.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use distd_tests::disks::can_mount;
+use distd_peer::filesystem;
+use distd_tests::disks::{Loop, Mount, can_mount};
 use distd_tests::faults::can_trace;
 use distd_tests::lab::{Lab, wait_until};
 use distd_tests::machine::Machine;
@@ -295,4 +297,47 @@ fn an_agent_that_was_killed_before_the_slot_was_durable_flushes_it_before_it_sta
         events[..ordered].iter().any(|event| matches!(event, Event::Flush { .. })),
         "the slot is flushed before it is to start"
     );
+}
+
+/// Linux gives a renamed file on FAT an entry without length and place, and writes these with the
+/// inode: an EFI system partition would have an empty entry or kernel. Needs root, loop devices,
+/// dosfstools and a kernel with vfat.
+#[test]
+fn a_file_that_was_renamed_on_fat_has_its_bytes_after_a_power_cut() {
+    if !can_mount() {
+        return;
+    }
+    let has_vfat = Command::new("modprobe").arg("vfat").status().is_ok_and(|status| status.success());
+    let listed = fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\tvfat\n"));
+    if !has_vfat && !listed {
+        eprintln!("skipped: this kernel has no vfat");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let disk = dir.path().join("disk");
+    let made = Command::new("/usr/sbin/mkfs.vfat").args(["-C"]).arg(&disk).arg("8192").output();
+    assert!(made.expect("mkfs.vfat; tests/run.sh installs it").status.success());
+    let slot = Loop::over(&disk);
+    let at = dir.path().join("mounted");
+    let mounted = Mount::new(&[text(slot.path())], &at);
+    let file = |name: &str| File::create(at.join(name)).expect("create");
+    filesystem::replace_by(file("one.part"), &at.join("one.part"), &at.join("one.conf"), b"entry")
+        .expect("replaced");
+    fs::write(at.join("two+0-1.conf"), "entry").expect("write");
+    File::open(at.join("two+0-1.conf")).and_then(|file| file.sync_all()).expect("sync");
+    filesystem::rename(&at.join("two+0-1.conf"), &at.join("two.conf")).expect("renamed");
+    // The power is cut.
+    let left = dir.path().join("left");
+    fs::copy(&disk, &left).expect("copy");
+    let slot = Loop::over(&left);
+    let again = dir.path().join("again");
+    let after = Mount::new(&["-o", "ro", text(slot.path())], &again);
+    for name in ["one.conf", "two.conf"] {
+        assert_eq!(fs::read_to_string(again.join(name)).expect("there"), "entry", "{name}");
+    }
+    drop((after, mounted));
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is text")
 }

@@ -277,7 +277,7 @@ impl Target for FileTarget {
                 true => fs::rename(part, &self.out)?,
                 false => rename_to_nothing(part, &self.out)?,
             }
-            filesystem::sync_parent(&self.out)
+            filesystem::sync_renamed(&self.out)
         };
         place()
             .with_context(|| format!("could not put {} in place", self.out.display()))

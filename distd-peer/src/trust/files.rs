@@ -156,7 +156,7 @@ pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
         remove(tmp)?;
     }
     match linked {
-        Ok(()) => filesystem::sync_parent(path).map(|()| true).map_err(FileError::io("sync", path)),
+        Ok(()) => filesystem::sync_renamed(path).map(|()| true).map_err(FileError::io("sync", path)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(FileError::io("create", path)(e)),
     }
