@@ -3,9 +3,12 @@
 #
 #   tests/vm/run.sh grub|systemd-boot            an origin on loopback, a device in the machine, releases 1 to 5
 #   tests/vm/run.sh --prove grub|systemd-boot    the boot loader alone, without the agent
+#   tests/vm/run.sh --cuts grub|systemd-boot healthy|sick [OPTION...]
+#                                                power cuts of an update, recorded, rebuilt and booted: options of cuts.py
 #
 #   DISTD_TEST_BIN=DIR   binaries that are there already; default: target/release, built
-#   DISTD_TEST_VM=DIR    keeps the images there for the next run, 3 GB; default: a temporary directory
+#   DISTD_TEST_VM=DIR    keeps the images there for the next run, 3 GB, and what --cuts has recorded and booted;
+#                        default: a temporary directory
 #
 # Installs qemu, OVMF and the tools of images from Debian. Says "skipped" and why, and ends with 0, where they cannot be
 # had. Without a usable KVM the machine is emulated, which takes four times as long.
@@ -15,10 +18,10 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/lib/realm.sh"
 skipped() { echo "skipped: $1"; exit 0; }
 
-prove=
-if [ "${1:-}" = --prove ]; then prove=1; shift; fi
+mode=
+case ${1:-} in --prove|--cuts) mode=$1; shift ;; esac
 loader=${1:-}
-case $loader in grub|systemd-boot) ;; *) echo "usage: tests/vm/run.sh [--prove] grub|systemd-boot" >&2; exit 2 ;; esac
+case $loader in grub|systemd-boot) ;; *) echo "usage: tests/vm/run.sh [--prove|--cuts] grub|systemd-boot" >&2; exit 2 ;; esac
 [ "$(id -u)" = 0 ] || skipped "images are made as root"
 [ "$(uname -m)" = x86_64 ] || skipped "the machine is x86_64"
 need qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk \
@@ -38,10 +41,18 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/distd-vm.XXXXXX"); realm_dir=$work
 trap 'stop_realm; rm -rf "$work"' EXIT
 images=${DISTD_TEST_VM:-$work/images}
 mkdir -p "$images"
+if [ "$mode" = --cuts ]; then
+  update=${2:?healthy or sick}; shift 2
+  need cpio:cpio depmod:kmod || skipped "no package source"
+  # The images of a recording that is there must not change.
+  [ -e "$images/lean/tools.img" ] || "$here/tests/vm/lean.sh" "$bin/distd" "$images/lean"
+  BIN=$bin "$here/tests/vm/cuts.py" "$loader" "$update" "$images/lean" "$images/cuts" "$@"
+  exit
+fi
 echo "== images"
 "$here/tests/vm/image.sh" "$bin/distd" "$images"
 
-if [ -n "$prove" ]; then
+if [ "$mode" = --prove ]; then
   echo "== the boot loader"
   "$here/tests/vm/prove.py" "$loader" "$images" "$work/guest"
   exit
@@ -55,4 +66,8 @@ admin channel set os:stable 1 >/dev/null
 enroll_device device "$origin_quic"
 echo "== updates"
 DISTD=$bin/distd ADMIN=$work/admin DEVICE=$work/device PARENT=$origin_quic \
-  "$here/tests/vm/update.py" "$loader" "$images" "$work/guest" || { tail -n 20 "$work/origin.log" >&2; exit 1; }
+  "$here/tests/vm/update.py" "$loader" "$images" "$work/guest" || {
+  tail -n 20 "$work/origin.log" >&2
+  cp "$work/guest/console.log" "$images/console-$loader.log" && echo "the console's log: $images/console-$loader.log" >&2
+  exit 1
+}

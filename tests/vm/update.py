@@ -81,12 +81,12 @@ def has_slots():
 
 
 def wait_for_rollout(state, seconds):
-    """Waits until the newest rollout has a state. Returns it."""
+    """Waits until the newest rollout has a state. Returns it with its failures."""
     deadline = time.monotonic() + seconds
-    while (rollout := admin("rollout", "status", CHANNEL)["rollout"])["state"] != state:
-        assert time.monotonic() < deadline, f"the rollout is {rollout['state']}, not {state}: {rollout}"
+    while (detail := admin("rollout", "status", CHANNEL))["rollout"]["state"] != state:
+        assert time.monotonic() < deadline, f"the rollout is not {state}: {detail}"
         time.sleep(2)
-    return rollout
+    return detail
 
 
 def begin_rollout(version, seconds):
@@ -117,15 +117,18 @@ def rollouts(loader, images, work):
         assert found == ("a", "2"), found
         wait_for_rollout("complete", patience)
         print(f"  release 2: complete after {time.monotonic() - began:.0f} s", flush=True)
-        for version, sign in (("3", "vm-panic"), ("4", "vm-hang"), ("5", "vm-up slot=b release=5")):
+        for version, sign, kind in (("3", "vm-panic", "boot"), ("4", "vm-hang", "boot"),
+                                    ("5", "vm-up slot=b release=5", "health")):
             began = time.monotonic()
             begin_rollout(version, patience)
             guest.wait_console(sign, 300)
             found = guest.wait_up(300)
             assert found == ("a", "2"), found
-            rollout = wait_for_rollout("halted", patience)
-            print(f"  release {version}: back on 2, halted after {time.monotonic() - began:.0f} s; {rollout['failures']}",
-                  flush=True)
+            detail = wait_for_rollout("halted", patience)
+            reasons = [f"{failure['kind']}: {failure['detail']}" for failure in detail["failures"]]
+            print(f"  release {version}: back on 2, halted after {time.monotonic() - began:.0f} s; {reasons};"
+                  f" {detail['rollout']['reason']}", flush=True)
+            assert [failure["kind"] for failure in detail["failures"]] == [kind], detail["failures"]
         guest.power_cut()
         guest.power_on()
         assert guest.wait_up() == ("a", "2")

@@ -7,7 +7,8 @@
 //! release that works gets its name without a count, as `systemd-bless-boot good` gives it.
 //!
 //! The partition is FAT, which has no journal: each file is written under a name that systemd-boot
-//! does not read, synced, and then renamed. The entry of the slot that runs is not written.
+//! does not read, synced, renamed, and synced again, since the new name has no bytes before that.
+//! The entry of the slot that runs is not written.
 
 use std::fs::{self, File};
 use std::io;
