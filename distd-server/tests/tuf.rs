@@ -539,7 +539,6 @@ async fn steps_of_a_rollout(repo: &TufRepository, at: &Path) {
         attempts: 2,
         timeout: 3600,
         selector: Some("site in (a, b, c), model = x300, ring != canary".to_owned()),
-        requires: vec![name("9999")],
         windows: vec!["mon-fri 22:00-04:00".parse().unwrap()],
         ..RolloutDoc::unreadable()
     };
@@ -590,6 +589,13 @@ async fn steps_of_a_rollout(repo: &TufRepository, at: &Path) {
         assert_eq!(updated.cost.round_trips, 1);
         assert!(updated.cost.received_bytes <= 4000, "a device receives {:?}", updated.cost);
     }
+    // A release that must be installed before is listed in a bin of its own.
+    let requires = RolloutDoc { requires: vec![name("9999")], ..rollout(4) };
+    repo.apply(vec![step(10_002, 6, Some(requires))], now()).await.unwrap();
+    let updated = follower.get(source(), "many:stable").await.unwrap();
+    println!("a step that requires another release: {:?}", updated.cost);
+    assert!(updated.cost.received_bytes <= 4000, "a device receives {:?}", updated.cost);
+    repo.apply(vec![step(10_002, 7, None)], now()).await.unwrap();
     let caught_up = late.get(source(), "many:stable").await.unwrap();
     println!("all steps at once: {:?}", caught_up.cost);
     assert!(caught_up.cost.received_bytes <= 4000, "a device receives {:?}", caught_up.cost);

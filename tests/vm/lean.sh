@@ -21,7 +21,7 @@ packages=$out/packages-$key
 fetch() {
   # Nothing is configured, and no script of a package runs: files are taken out of what is unpacked.
   mmdebstrap --quiet --mode=root --variant=extract \
-    --include=linux-image-cloud-amd64,busybox-static,dash,coreutils,sed,grep,util-linux,mount,e2fsprogs,libgcc-s1 \
+    --include=linux-image-cloud-amd64,busybox-static,dash,coreutils,sed,grep,util-linux,mount,e2fsprogs,dosfstools,libgcc-s1 \
     --dpkgopt='path-exclude=/usr/share/*' bookworm "$packages.new" - <<S
 deb http://deb.debian.org/debian bookworm main
 deb http://deb.debian.org/debian bookworm-updates main
@@ -59,7 +59,7 @@ mount --bind "$tree/usr/bin" "$packages/new"
 trap 'umount "$packages/new"' EXIT
 strip -o "$tools/distd" "$distd"
 cp "$tools/distd" "$tree/usr/bin/"  # For its libraries.
-take dash cat readlink sync sleep mkdir ln rm sed mount umount unshare e2fsck busybox
+take dash cat readlink sync sleep mkdir ln rm sed mount umount unshare e2fsck fsck.fat busybox
 mv "$tree/usr/bin/dash" "$tree/usr/bin/sh"
 rm "$tree/usr/bin/distd"
 

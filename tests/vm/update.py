@@ -89,6 +89,15 @@ def wait_for_rollout(state, seconds):
     return detail
 
 
+def wait_for_look(seconds):
+    """Waits until the origin has heard that the device knows of the halt. The device reports before that why it does not
+    install the release; the origin would take this for a failure of the next rollout."""
+    deadline = time.monotonic() + seconds
+    while "halted" not in ((held := admin("fleet", "ls")["devices"][0]["channels"][0]["held"]) or ""):
+        assert time.monotonic() < deadline, f"the device is held by {held}"
+        time.sleep(2)
+
+
 def begin_rollout(version, seconds):
     """Starts a rollout to the one device. The origin refuses that until it has heard that the device follows."""
     deadline = time.monotonic() + seconds
@@ -129,6 +138,7 @@ def rollouts(loader, images, work):
             print(f"  release {version}: back on 2, halted after {time.monotonic() - began:.0f} s; {reasons};"
                   f" {detail['rollout']['reason']}", flush=True)
             assert [failure["kind"] for failure in detail["failures"]] == [kind], detail["failures"]
+            wait_for_look(patience)
         guest.power_cut()
         guest.power_on()
         assert guest.wait_up() == ("a", "2")

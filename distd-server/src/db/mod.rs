@@ -2,6 +2,9 @@
 //!
 //! One file per table family, one transaction per function, every time is an argument in unix
 //! seconds. The head of a file describes its tables; `migrations/` is added to, never edited.
+//!
+//! Table `schema_floor`: number of the last migration that a program must know to work on the
+//! schema, in one row.
 
 mod api_tokens;
 mod approvals;
