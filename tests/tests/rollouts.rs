@@ -565,7 +565,7 @@ fn a_rollout_waits_for_consent_and_windows_unless_it_is_forced() {
     wait_until("device a, which comes first, waits for consent", || {
         held(&lab, &ids["a"]).contains("`consent`") && place(&lab, "a").join("releases/2").exists()
     });
-    assert!(held(&lab, &ids["b"]).contains("wave 2 of 2"));
+    wait_until("device b waits for its wave", || held(&lab, &ids["b"]).contains("wave 2 of 2"));
     mark(&lab, "busy", "a", true);
     consent(&lab, &hooks);
     wait_until("the hook is asked", || lab.path("asked-a").exists());

@@ -97,7 +97,7 @@ impl SpreadTarget {
         self.laid.get().map_or(&[], Vec::as_slice)
     }
 
-    fn each<'s>(&'s self, offset: u64, len: usize) -> impl Iterator<Item = (&'s FileTarget, Piece)> {
+    fn each(&self, offset: u64, len: usize) -> impl Iterator<Item = (&FileTarget, Piece)> {
         let laid = self.laid();
         let pieces = pieces(laid.iter().map(|(range, _)| range), offset, len);
         pieces.into_iter().map(|piece| (piece.partition.map_or(&self.rest, |number| &laid[number].1), piece))

@@ -128,25 +128,30 @@ pub(super) fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
 }
 
 impl Origin {
-    /// Publishes a committed release; one that was published before stays as it is.
+    /// Publishes a committed release; one that is listed stays as it is. One that was published before
+    /// and is not listed, because the store was restored from an older backup, is listed again.
     ///
     /// # Errors
     /// [`PublishReleaseError`].
     pub async fn publish_release(&self, committed: &CommitResult) -> Result<(), PublishReleaseError> {
         let ReleaseRow { product, version, .. } = &committed.release;
         let began = Instant::now();
-        if committed.release.published.is_some() {
-            return Ok(());
-        }
+        let was_published = committed.release.published.is_some();
         let _turn = self.publishing.lock().await;
         // Another one had the turn before, and may have withdrawn or removed the release.
         let is_there = self.db.release(product, version).await?;
         if is_there.is_none_or(|row| row.manifest != committed.release.manifest) {
+            if was_published {
+                return Ok(());
+            }
             return Err(PublishReleaseError::Gone { product: product.clone(), version: version.clone() });
         }
         let now = unix_now();
         let custom = custom_of(&committed.release);
         self.repository.publish_release(product, version, committed.root.clone(), custom, now).await?;
+        if was_published {
+            return Ok(());
+        }
         self.db.mark_published(product, version, signed(now)).await?;
         self.publications.observe(&vec![("what", "release".into())], began.elapsed());
         self.queue_for_release(&committed.release).await;
