@@ -614,8 +614,8 @@ async fn an_answer_over_a_held_file_that_differs_is_asked_for_again() {
     let device = device(&store.join("1.root.json"));
     device.get(Honest::over(&store), "os:stable").await.unwrap();
     let cache = device._dir.path().join("tuf/cache");
-    let snapshot = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
-    let snapshot = snapshot.filter(|path| path.to_str().unwrap().contains("snapshot")).next().unwrap();
+    let mut files = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let snapshot = files.find(|path| path.to_str().unwrap().contains("snapshot")).unwrap();
     let mut bytes = std::fs::read(&snapshot).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
