@@ -3,7 +3,7 @@
 //!
 //! Nothing here knows about releases. [`path`] brings every path of the command line into one form;
 //! [`mounts`] and [`device`] find what must not be touched; [`remove`], [`side`], [`mod@lock`] and
-//! [`beneath`] change directories without following a link or crossing a mount. [`spread`] puts the
+//! [`beneath`] change directories without following a link or crossing a mount. `spread` puts the
 //! partitions of a disk image in places of their own.
 
 pub mod beneath;

@@ -128,8 +128,9 @@ pub(super) fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
 }
 
 impl Origin {
-    /// Publishes a committed release; one that is listed stays as it is. One that was published before
-    /// and is not listed, because the store was restored from an older backup, is listed again.
+    /// Publishes a committed release; one that is listed stays as it is. One that was published
+    /// before and is not listed, because the store was restored from an older backup, is listed
+    /// again.
     ///
     /// # Errors
     /// [`PublishReleaseError`].
