@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use distd_tests::lab::{Lab, Outcome, same};
+use distd_tests::lab::{Lab, Outcome, run, same};
 use distd_tests::{Rng, artifacts};
 
 const USAGE: i32 = 2;
@@ -273,4 +273,13 @@ fn a_peer_that_does_not_answer_is_a_network_error() {
     lab.stop_origin();
     fails(&lab.pull("d", "os@1", &lab.path("out"), &[]), NETWORK, "error:");
     fails(&lab.push(Path::new("/etc/hostname"), "os", "1"), NETWORK, "next:");
+}
+
+#[test]
+fn an_agent_whose_port_another_program_has_says_so() {
+    let lab = Lab::start();
+    lab.enroll("d", lab.quic());
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let at = other.local_addr().expect("bound").to_string();
+    fails(&run(&mut lab.agent_command("d", &at)), LOCAL, &format!("could not listen on {at}"));
 }

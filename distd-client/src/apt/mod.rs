@@ -3,6 +3,7 @@
 
 pub mod enable;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -29,6 +30,11 @@ pub struct DeviceProxy {
     lateral: Option<(TcpListener, rustls::ServerConfig)>,
 }
 
+/// Returns whether a device with these settings gives its neighbours packages.
+pub fn gives_neighbours(settings: &AptSettings, sharing: &Sharing) -> bool {
+    settings.use_neighbours && sharing.serves
+}
+
 impl DeviceProxy {
     /// Opens the cache and the address of the proxy of `node`, which shares as `sharing` says.
     ///
@@ -37,7 +43,7 @@ impl DeviceProxy {
     /// cache cannot.
     pub async fn open(
         mut settings: AptSettings,
-        node: &DeviceNode,
+        node: &mut DeviceNode,
         sharing: &Sharing,
         neighbourhood: &Arc<Neighbourhood>,
     ) -> anyhow::Result<Self> {
@@ -61,10 +67,7 @@ impl DeviceProxy {
             addresses
         };
         let neighbours = Nodes::neighbours(Box::new(find), tls, settings.stall);
-        let lateral = match settings.use_neighbours && sharing.serves {
-            true => lateral(node, ca).await?,
-            false => None,
-        };
+        let lateral = node.tcp.take().map(|tcp| lateral(tcp, node, ca)).transpose()?.flatten();
         let (listen, directory) = (settings.listen, settings.directory_in(&node.data));
         let opened = tokio::task::spawn_blocking(move || {
             Proxy::open(settings, &directory, Some(relays), Some(neighbours))
@@ -102,18 +105,19 @@ impl DeviceProxy {
     }
 }
 
-/// Opens the TCP port with the number of the agent's UDP port, which neighbours know. Without it,
-/// because another program has it, they find nothing here.
-async fn lateral(
+/// The TCP port with the number of the agent's UDP port, which neighbours know. Where another
+/// program has it, they find nothing here.
+fn lateral(
+    tcp: io::Result<TcpListener>,
     node: &DeviceNode,
     ca: &CertificateDer<'static>,
 ) -> anyhow::Result<Option<(TcpListener, rustls::ServerConfig)>> {
-    let at = node.endpoint.local_addr().context("the socket has no address")?;
     let tls = apt_neighbour(node.credentials.clone(), ca)
         .map_err(|error| Failure::new(Code::Refused, error.into()))?;
-    match TcpListener::bind(at).await {
+    match tcp {
         Ok(listener) => Ok(Some((listener, tls))),
         Err(error) => {
+            let at = node.endpoint.local_addr().context("the socket has no address")?;
             tracing::warn!(%at, error = %Chain(&error), "neighbours get no packages from here: the TCP port is taken");
             Ok(None)
         }

@@ -145,7 +145,8 @@ pub async fn follow_simulated(
 ) -> anyhow::Result<()> {
     let sharing = Sharing::of(settings).off();
     let outbound = settings.outbound(sharing.connectivity)?;
-    let node = DeviceNode::open(data, parents.clone(), anywhere(0), &sharing, outbound.clone()).await?;
+    let node =
+        DeviceNode::open(data, parents.clone(), anywhere(0), false, &sharing, outbound.clone()).await?;
     let request = FollowRequest {
         product,
         channel,

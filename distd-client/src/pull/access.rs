@@ -27,7 +27,7 @@ use distd_peer::trust::token::sha256;
 
 use super::network::Network;
 use crate::failure::{Code, Failure, cause_of, is_shut_out};
-use crate::share::{Lateral, Sharing, Station, open_endpoint};
+use crate::share::{Lateral, Sharing, Station, open_sockets};
 
 /// Pause before the connection to the sharer is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -148,7 +148,8 @@ pub(super) async fn join(request: &TicketAccess, identity: Option<&NodeIdentity>
     };
     let admitted = candidate.admit(&request.ticket, &request.addresses, member, &request.outbound).await;
     let Admitted { key, node, ca, credentials, address, private } = admitted.map_err(not_admitted)?;
-    let endpoint = open_endpoint(&ca, &ResetKey::of_node(&private), &credentials, request.listen)?;
+    let reset = ResetKey::of_node(&private);
+    let (endpoint, _) = open_sockets(&ca, &reset, &credentials, request.listen, false)?;
     let sharing = &request.sharing;
     if !sharing.serves {
         endpoint.set_server_config(None);

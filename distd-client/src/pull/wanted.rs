@@ -76,7 +76,7 @@ impl Session {
         news: Option<Arc<Newsroom>>,
     ) -> anyhow::Result<Self> {
         let refused = Failure::refused;
-        let node = DeviceNode::open(data, parents, anywhere(0), sharing, outbound).await?;
+        let node = DeviceNode::open(data, parents, anywhere(0), false, sharing, outbound).await?;
         let root = node.identity.root_json().context("the device has no TUF root").map_err(refused)?;
         let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;
         let lateral = match sharing.enabled {

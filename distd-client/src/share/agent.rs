@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{DeviceNode, Lateral, Sharing, installed};
-use crate::apt::DeviceProxy;
+use crate::apt::{self, DeviceProxy};
 use crate::failure::{Code, Failure, code_of};
 use crate::follow::{FollowRequest, Follower};
 use crate::gateway::{DeviceGateway, GatewayRequest};
@@ -119,7 +119,7 @@ impl Agent {
             let next = "change that in client.toml of the state directory, or do not run an agent here";
             return Err(Failure::new(Code::Usage, error).next(next).into());
         }
-        let node = open_patiently(&request).await?;
+        let mut node = open_patiently(&request).await?;
         let address = node.endpoint.local_addr().context("the socket has no address")?;
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
         let news = Newsroom::open(&node.data, ca);
@@ -135,7 +135,9 @@ impl Agent {
             None => None,
         };
         let apt = match request.apt {
-            Some(apt) => Some(DeviceProxy::open(apt, &node, &request.sharing, &lateral.neighbourhood).await?),
+            Some(apt) => {
+                Some(DeviceProxy::open(apt, &mut node, &request.sharing, &lateral.neighbourhood).await?)
+            }
             None => None,
         };
         let (metrics, measuring) = match request.metrics {
@@ -227,10 +229,12 @@ impl Agent {
 /// Opens the node. If the certificate has expired, the function tries again until a parent renews
 /// it: a device that was off for a day may boot before its network is up.
 async fn open_patiently(request: &AgentRequest) -> anyhow::Result<DeviceNode> {
-    let AgentRequest { parents, listen, outbound, sharing, .. } = request;
+    let AgentRequest { data, parents, listen, outbound, sharing, .. } = request;
+    let gives_packages = request.apt.as_ref().is_some_and(|apt| apt::gives_neighbours(apt, sharing));
     let mut pause = OPEN_AGAIN;
     loop {
-        let opened = DeviceNode::open(&request.data, parents.clone(), *listen, sharing, outbound.clone());
+        let opened =
+            DeviceNode::open(data, parents.clone(), *listen, gives_packages, sharing, outbound.clone());
         match opened.await {
             Err(error) if code_of(&error) == Code::Network => {
                 tracing::warn!(error = %Chain(error.as_ref()), "no parent can be reached; trying again");

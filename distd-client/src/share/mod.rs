@@ -10,7 +10,7 @@ mod node;
 mod settings;
 
 pub use connectivity::Connectivity;
-pub(crate) use node::open_endpoint;
+pub(crate) use node::open_sockets;
 pub use node::{DeviceNode, anywhere};
 pub use settings::Sharing;
 

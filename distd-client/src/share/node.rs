@@ -1,5 +1,6 @@
 //! A device on the network: its identity, its one endpoint, and the parents it may connect to.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use distd_core::error::Chain;
 use distd_peer::capabilities::Capabilities;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
-use distd_peer::net::{BindError, Dialer, Outbound, ResetKey, device_endpoint};
+use distd_peer::net::{BindError, Dialer, Outbound, ResetKey, device_endpoint, device_sockets};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::{Credentials, quic_client, quic_neighbour};
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
+use tokio::net::TcpListener;
 
 use super::{Connectivity, Sharing};
 use crate::failure::{Code, Failure, code_of_enrollment};
@@ -26,6 +28,9 @@ pub struct DeviceNode {
     pub(crate) identity: NodeIdentity,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) endpoint: Endpoint,
+    /// The TCP port with the number of the endpoint's, or why it could not be opened; `None` if
+    /// none was wanted.
+    pub(crate) tcp: Option<io::Result<TcpListener>>,
     pub(crate) parents: Arc<Parents>,
     /// Addresses of the parents that `connectivity` allows.
     pub parent_addresses: Vec<String>,
@@ -39,14 +44,16 @@ pub fn anywhere(port: u16) -> SocketAddr {
 
 impl DeviceNode {
     /// Loads the identity in `data`, renews its certificate if it is due, and opens the endpoint at
-    /// `listen`.
+    /// `listen`, with TCP at the same port number if `with_tcp` is set.
     ///
     /// # Errors
-    /// Failures with [`Code::Refused`] when the device is not enrolled.
+    /// Failures with [`Code::Refused`] when the device is not enrolled, with [`Code::Local`] when
+    /// another program uses the port.
     pub async fn open(
         data: &Path,
         parents: Vec<String>,
         listen: SocketAddr,
+        with_tcp: bool,
         sharing: &Sharing,
         outbound: Arc<Outbound>,
     ) -> anyhow::Result<Self> {
@@ -89,7 +96,7 @@ impl DeviceNode {
         let credentials = Credentials::of_node(&identity).map_err(|e| refused(e.into()))?;
         let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
         let reset = ResetKey::of_node(&identity.private_key());
-        let endpoint = open_endpoint(ca, &reset, &credentials, listen)?;
+        let (endpoint, tcp) = open_sockets(ca, &reset, &credentials, listen, with_tcp)?;
         if !sharing.serves {
             endpoint.set_server_config(None);
         }
@@ -104,6 +111,7 @@ impl DeviceNode {
             identity,
             credentials,
             endpoint,
+            tcp,
             parents: Arc::new(parents_of),
             parent_addresses: parents,
             quarantine,
@@ -111,25 +119,31 @@ impl DeviceNode {
     }
 }
 
-/// Opens one endpoint that listens and dials from the same port.
-pub(crate) fn open_endpoint(
+/// Opens one endpoint that listens and dials from the same port, and TCP at that number if
+/// `with_tcp` is set.
+pub(crate) fn open_sockets(
     ca: &CertificateDer<'static>,
     reset: &ResetKey,
     credentials: &Arc<Credentials>,
     listen: SocketAddr,
-) -> anyhow::Result<Endpoint> {
+    with_tcp: bool,
+) -> anyhow::Result<(Endpoint, Option<io::Result<TcpListener>>)> {
     let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
-    let open = |address| -> anyhow::Result<Result<Endpoint, BindError>> {
-        let client = quic_client(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
-        let server = quic_neighbour(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
-        Ok(device_endpoint(address, client, server, reset))
+    let client = quic_client(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
+    let server = quic_neighbour(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
+    let open = |address| -> Result<_, BindError> {
+        Ok(match with_tcp {
+            true => {
+                let (endpoint, tcp) = device_sockets(address, &client, &server, reset)?;
+                (endpoint, Some(tcp))
+            }
+            false => (device_endpoint(address, client.clone(), server.clone(), reset)?, None),
+        })
     };
-    let opened = match open(listen)? {
+    let opened = match open(listen) {
         // Some machines have only one address family.
-        Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => {
-            open((Ipv4Addr::UNSPECIFIED, listen.port()).into())?
-        }
+        Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => open((Ipv4Addr::UNSPECIFIED, listen.port()).into()),
         other => other,
     };
-    Ok(opened.map_err(|e| Failure::new(Code::Network, e.into()))?)
+    Ok(opened.map_err(|e| Failure::new(Code::Local, e.into()))?)
 }

@@ -263,21 +263,45 @@ pub fn parent_sockets(
     config: &quinn::ServerConfig,
     reset: &ResetKey,
 ) -> Result<(Endpoint, TcpListener), BindError> {
+    let (endpoint, listener) = with_tcp(address, || server_endpoint(address, config.clone(), reset))?;
+    let listener = listener.map_err(|cause| BindError { address, cause })?;
+    Ok((endpoint, listener))
+}
+
+/// Opens the sockets of a device that gives its neighbours packages: QUIC as [`device_endpoint`],
+/// and TCP at the same port number, or the error of TCP.
+///
+/// # Errors
+/// [`BindError`] of QUIC.
+pub fn device_sockets(
+    address: SocketAddr,
+    client: &quinn::ClientConfig,
+    server: &quinn::ServerConfig,
+    reset: &ResetKey,
+) -> Result<(Endpoint, io::Result<TcpListener>), BindError> {
+    with_tcp(address, || device_endpoint(address, client.clone(), server.clone(), reset))
+}
+
+/// Opens an endpoint, and TCP at its port number. Where the system chooses the port, it is one that
+/// both have free.
+fn with_tcp(
+    address: SocketAddr,
+    open: impl Fn() -> Result<Endpoint, BindError>,
+) -> Result<(Endpoint, io::Result<TcpListener>), BindError> {
     let mut tries = PORT_TRIES;
     loop {
-        let endpoint = server_endpoint(address, config.clone(), reset)?;
-        let failed = |cause| BindError { address, cause };
+        let endpoint = open()?;
         let listen = || {
             let listener = std::net::TcpListener::bind(endpoint.local_addr()?)?;
             listener.set_nonblocking(true)?;
             TcpListener::from_std(listener)
         };
+        let listener = listen();
         tries -= 1;
-        match listen() {
-            Ok(listener) => return Ok((endpoint, listener)),
+        match &listener {
             // Another process has this port for TCP.
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries > 0 => {}
-            Err(e) => return Err(failed(e)),
+            _ => return Ok((endpoint, listener)),
         }
     }
 }
@@ -418,5 +442,35 @@ mod tests {
         let error = resolve("[fe80::1%no-such-if]:4433").await.expect_err("no such interface");
         assert!(error.to_string().contains("no-such-if"), "{error}");
         assert_eq!(resolve("127.0.0.1:5").await.expect("an address"), [at(5)]);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_the_system_chooses_is_free_for_tcp_too() {
+        // A port that another program has for TCP, and nobody for UDP.
+        let (taken, first) = loop {
+            let taken = std::net::TcpListener::bind(at(0)).expect("a listener");
+            if let Ok(first) = endpoint(taken.local_addr().expect("bound"), None, None) {
+                break (taken, first);
+            }
+        };
+        let taken = taken.local_addr().expect("bound");
+        let first = std::cell::Cell::new(Some(first));
+        let open = |address| first.take().map_or_else(|| endpoint(address, None, None), Ok);
+        let (endpoint, tcp) = with_tcp(at(0), || open(at(0))).expect("another port");
+        let found = endpoint.local_addr().expect("bound");
+        assert_eq!(tcp.expect("free for TCP").local_addr().expect("bound"), found);
+        assert_ne!(found, taken);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_named_is_kept_without_tcp() {
+        let (_other, opened) = loop {
+            let other = std::net::TcpListener::bind(at(0)).expect("a listener");
+            let address = other.local_addr().expect("bound");
+            if let Ok(opened) = with_tcp(address, || endpoint(address, None, None)) {
+                break (other, opened);
+            }
+        };
+        assert_eq!(opened.1.expect_err("another program has it").kind(), io::ErrorKind::AddrInUse);
     }
 }

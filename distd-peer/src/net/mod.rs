@@ -24,8 +24,8 @@ pub use connection::Carrier;
 pub(crate) use dialer::endpoint_of_both;
 pub use dialer::{DialError, Dialer};
 pub use endpoint::{
-    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, everywhere_ipv4, fit_send_window,
-    is_without_ipv6, own_address, parent_sockets, resolve, server_endpoint, udp_socket,
+    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, device_sockets, everywhere_ipv4,
+    fit_send_window, is_without_ipv6, own_address, parent_sockets, resolve, server_endpoint, udp_socket,
 };
 pub use enroll::{EnrollError, exchange_enroll};
 pub use error::{WireError, close_code, is_shut_out};
