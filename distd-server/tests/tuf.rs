@@ -4,7 +4,7 @@
 mod tuf_cases;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -86,14 +86,21 @@ impl Device {
     }
 }
 
+/// A repository in `dir` with a release on a channel, the directory of its files, and a device that
+/// has its first root.
+async fn with_a_channel(dir: &Path) -> (TufRepository, PathBuf, Device) {
+    let repo = open(dir, now()).await;
+    publish(&repo, "1", 1, now()).await;
+    move_channel(&repo, "1", 1, 1, now()).await;
+    let store = dir.join("repo");
+    let device = device(&store.join("1.root.json"));
+    (repo, store, device)
+}
+
 #[tokio::test]
 async fn a_device_gets_a_channel_in_one_round_trip_and_no_files_if_nothing_changed() {
     let dir = tempfile::tempdir().unwrap();
-    let repo = open(dir.path(), now()).await;
-    publish(&repo, "1", 1, now()).await;
-    move_channel(&repo, "1", 1, 1, now()).await;
-    let store = dir.path().join("repo");
-    let device = device(&store.join("1.root.json"));
+    let (repo, store, device) = with_a_channel(dir.path()).await;
 
     let first = device.get(Honest::over(&store), "os:stable").await.unwrap();
     assert_eq!((first.root_node, first.manifest), root_node(1));
@@ -607,11 +614,7 @@ async fn steps_of_a_rollout(repo: &TufRepository, at: &Path) {
 #[tokio::test]
 async fn an_answer_over_a_held_file_that_differs_is_asked_for_again() {
     let dir = tempfile::tempdir().unwrap();
-    let repo = open(dir.path(), now()).await;
-    publish(&repo, "1", 1, now()).await;
-    move_channel(&repo, "1", 1, 1, now()).await;
-    let store = dir.path().join("repo");
-    let device = device(&store.join("1.root.json"));
+    let (repo, store, device) = with_a_channel(dir.path()).await;
     device.get(Honest::over(&store), "os:stable").await.unwrap();
     let cache = device._dir.path().join("tuf/cache");
     let mut files = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
@@ -631,7 +634,7 @@ async fn an_answer_over_a_held_file_that_differs_is_asked_for_again() {
 /// Source of files by the names for which `tough` asks: with a target's hash in front of the whole
 /// name.
 #[derive(Clone, Debug)]
-struct Earlier(std::path::PathBuf);
+struct Earlier(PathBuf);
 
 #[async_trait]
 impl tough::Transport for Earlier {

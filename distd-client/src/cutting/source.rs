@@ -9,6 +9,7 @@ use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::{MadeDisk, MakeDiskError, ReadAt, Regions, regions};
 
 use crate::disk::path::PathError;
+use crate::disk::spread::pieces;
 use crate::failure::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 use crate::text::human_bytes;
@@ -48,17 +49,24 @@ impl FileSource {
         Ok(Self { path: path.to_owned(), reader })
     }
 
-    /// Returns whether both the open file and the file that has the name now are the same as when
-    /// it was opened: it may have been replaced.
-    fn is_unchanged(&self) -> io::Result<bool> {
+    /// Checks both the open file and the file that has the name now: it may have been replaced.
+    fn check_unchanged(&self) -> anyhow::Result<()> {
         let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(&self.path)?) == self.reader.stamp());
-        Ok(self.reader.is_unchanged()? && same_name()?)
+        match self.reader.is_unchanged().and_then(|same| Ok(same && same_name()?)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.changed()),
+            Err(error) => Err(self.read_failure(error)),
+        }
+    }
+
+    fn changed(&self) -> anyhow::Error {
+        changed(anyhow!("{} changed while it was read", self.path.display()))
     }
 
     fn read_failure(&self, error: io::Error) -> anyhow::Error {
         let still_there = !matches!(self.reader.is_unchanged(), Ok(false));
         if error.kind() == io::ErrorKind::UnexpectedEof || !still_there {
-            return changed(anyhow!("{} changed while it was read", self.path.display()));
+            return self.changed();
         }
         let error = anyhow::Error::new(error).context(format!("could not read {}", self.path.display()));
         let next = "check the disk it lies on, or build it again";
@@ -167,21 +175,11 @@ impl Source {
     /// # Errors
     /// Failures with [`Code::Unusable`].
     pub fn check_unchanged(&self) -> anyhow::Result<()> {
-        let files = match self {
-            Self::File(file) => std::slice::from_ref(file),
-            Self::Disk { files, .. } => files.as_slice(),
-            Self::Tree(tree) => return tree.check_last().map_err(|error| self.read_failure(error)),
-        };
-        for file in files {
-            match file.is_unchanged() {
-                Ok(true) => {}
-                Ok(false) => {
-                    return Err(changed(anyhow!("{} changed while it was read", file.path.display())));
-                }
-                Err(error) => return Err(file.read_failure(error)),
-            }
+        match self {
+            Self::File(file) => file.check_unchanged(),
+            Self::Disk { files, .. } => files.iter().try_for_each(FileSource::check_unchanged),
+            Self::Tree(tree) => tree.check_last().map_err(|error| self.read_failure(error)),
         }
-        Ok(())
     }
 
     /// Turns an error of reading into the failure of the push.
@@ -229,26 +227,21 @@ impl ReadAt for Source {
 /// Reads bytes of a disk image that is made of files.
 fn read_disk(layout: &MadeDisk, files: &[FileSource], buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= layout.bytes());
-    let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+    end.ok_or(io::ErrorKind::UnexpectedEof)?;
     let (head, tail) = (layout.head(), layout.tail());
-    let tail_start = layout.bytes() - tail.len() as u64;
-    let made = [(0..head.len() as u64, head), (tail_start..layout.bytes(), tail)];
-    buffer.fill(0);
-    // Overlap of the wanted bytes with a range: where it begins in the range, and its place in the
-    // buffer.
-    let overlap = |range: &std::ops::Range<u64>| {
-        let (from, to) = (range.start.max(offset), range.end.min(end));
-        (from < to).then(|| (from - range.start, (from - offset) as usize..(to - offset) as usize))
-    };
-    for (range, bytes) in made {
-        if let Some((at, place)) = overlap(&range) {
-            let at = at as usize;
-            buffer[place.clone()].copy_from_slice(&bytes[at..at + place.len()]);
-        }
-    }
-    for (range, file) in layout.files().iter().zip(files) {
-        if let Some((at, place)) = overlap(range) {
-            file.reader.read_exact_at(&mut buffer[place], at)?;
+    let head_range = 0..head.len() as u64;
+    let tail_range = layout.bytes() - tail.len() as u64..layout.bytes();
+    let ranges = std::iter::once(&head_range).chain(layout.files()).chain(std::iter::once(&tail_range));
+    for piece in pieces(ranges, offset, buffer.len()) {
+        let buffer = &mut buffer[piece.buffer];
+        let at = piece.offset as usize;
+        match piece.partition {
+            None => buffer.fill(0),
+            Some(0) => buffer.copy_from_slice(&head[at..at + buffer.len()]),
+            Some(number) => match files.get(number - 1) {
+                Some(file) => file.reader.read_exact_at(buffer, piece.offset)?,
+                None => buffer.copy_from_slice(&tail[at..at + buffer.len()]),
+            },
         }
     }
     Ok(())

@@ -42,6 +42,11 @@ pub(crate) fn path_of(data: &Path, name: &str) -> PathBuf {
     data.join(DISKS).join(name)
 }
 
+/// The error of a place that is a directory.
+pub(crate) fn is_directory(place: &Path) -> anyhow::Error {
+    anyhow!("{} is a directory, and a partition needs a device or a file", place.display())
+}
+
 impl Places {
     /// Returns the places of the partitions of the image at `path`; `None` for a path that is not
     /// in the directory of such images.

@@ -7,7 +7,7 @@ use distd_peer::doctor::Examination;
 use distd_peer::filesystem::Space;
 
 use super::PlaceSettings;
-use super::boot::{LoaderSettings, booted_slot, check_slots};
+use super::boot::{LoaderSettings, booted_of, booted_slot, check_slots};
 use super::slots::{PartitionPlace, check_places};
 use crate::config::Settings;
 use crate::failure;
@@ -70,17 +70,12 @@ async fn slots_and_loader(
         return refused(found, "slots", &error);
     }
     let loader = settings.open(&slots).await;
-    let named = match &loader {
-        Ok(loader) => loader.booted().await,
-        Err(_) => Ok(None),
-    };
-    let booted = match named {
-        Ok(Some(name)) => Ok(name),
-        Ok(None) => booted_slot(&slots).map(|number| slots[number].name.clone()),
-        Err(error) => Err(error),
+    let booted = match &loader {
+        Ok(loader) => booted_of(&**loader, &slots).await,
+        Err(_) => booted_slot(&slots),
     };
     match booted {
-        Ok(name) => found.sound("slots", format!("the system was started from {name}")),
+        Ok(booted) => found.sound("slots", format!("the system was started from {}", slots[booted].name)),
         Err(error) => refused(found, "slots", &error),
     }
     let loader = match loader {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use distd_core::names::Name;
 
-use super::boot::{About, Loader, LoaderSettings, SLOT_NAME, Slot, Spare, booted_slot, check_slots};
+use super::boot::{About, Loader, LoaderSettings, SLOT_NAME, Slot, Spare, booted_of, check_slots};
 use crate::disk::path::{ArtifactPath, Standing};
 use crate::disk::spread::{self, Places};
 use crate::failure::{Code, Failure};
@@ -91,9 +91,7 @@ pub(super) fn check_places(slots: &[Slot; 2], partitions: &[PartitionPlace]) -> 
             taken.push(name);
             let standing = ArtifactPath::target(place).map_err(Failure::from)?.standing();
             if standing == Standing::Dir {
-                let error =
-                    anyhow!("{} is a directory, and a partition needs a device or a file", place.display());
-                return Err(usage(error, "correct follow.partitions"));
+                return Err(usage(spread::is_directory(place), "correct follow.partitions"));
             }
         }
     }
@@ -161,31 +159,19 @@ impl Slots {
         let slots = check_slots(slots)?;
         let paths = paths_of(&slots, partitions, data)?;
         let loader = loader.open(&slots).await?;
-        let booted = match loader.booted().await? {
-            Some(name) => slots.iter().position(|slot| slot.name == name).ok_or_else(|| {
-                let error = anyhow!("the system was started from slot {name}, which is not in follow.slots");
-                Failure::new(Code::Local, error)
-                    .next("compare the boot loader's names with those in follow.slots")
-            })?,
-            None => booted_slot(&slots)?,
-        };
+        let booted = booted_of(&*loader, &slots).await?;
         let (product, data, partitions) = (product.clone(), data.to_owned(), partitions.to_vec());
         Ok(Self { slots, paths, partitions, loader, booted, product, data })
     }
 
-    /// Path to which a release is written for the slot that runs, or for the other one.
-    fn path(&self, is_booted: bool) -> &Path {
-        &self.paths[if is_booted { self.booted } else { 1 - self.booted }]
-    }
-
     /// Path of the release that runs.
     pub(super) fn booted_path(&self) -> &Path {
-        self.path(true)
+        &self.paths[self.booted]
     }
 
     /// Path to which a release is written.
     pub(super) fn other_path(&self) -> &Path {
-        self.path(false)
+        &self.paths[1 - self.booted]
     }
 
     /// Paths of the artifacts in the slot that runs: the release, or the partitions of an image
@@ -198,18 +184,14 @@ impl Slots {
         places_in(self.booted(), &self.partitions).0.into_values().filter(|place| place.exists()).collect()
     }
 
-    fn slot(&self, is_booted: bool) -> &Slot {
-        &self.slots[if is_booted { self.booted } else { 1 - self.booted }]
-    }
-
     /// Slot that runs.
     pub(super) fn booted(&self) -> &Slot {
-        self.slot(true)
+        &self.slots[self.booted]
     }
 
     /// Slot that may be written.
     pub(super) fn other(&self) -> &Slot {
-        self.slot(false)
+        &self.slots[1 - self.booted]
     }
 
     /// Version of the product at the path of a slot, if a pull has put it there whole.

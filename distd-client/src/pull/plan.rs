@@ -43,7 +43,7 @@ impl InPlace {
                 let listing = side::read_anyones(&listing, TREE_LISTING_BYTES_MAX).ok()?;
                 SeedFile::of_tree(&staging.tree(), listing).ok()?
             }
-            // What lies in the places is compared when they are written.
+            // The pull compares the bytes in the places before it writes them.
             _ if Places::of(out, data).ok()?.is_some() => return None,
             _ if is_block_device(out) => SeedFile::File(open_file(out).ok()?),
             _ => SeedFile::File(open_file(&staging_path(out)).ok()?),

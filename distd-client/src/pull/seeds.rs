@@ -151,7 +151,7 @@ impl Seeds {
                 }
             }
         } else if Places::of(path, data)?.is_some() {
-            // What lies in the places is no image of which the chunks are known.
+            // Chunks of the image are known by its manifest alone, and that does not fit.
             tracing::warn!(path = %path.display(), "partitions have changed since distd wrote them; they are no seed");
             self.manifests.extend(candidates.into_iter().find(|kept| !kept.part).map(|kept| kept.manifest));
             self.uses.resize(self.manifests.len(), Use::Nodes);

@@ -13,14 +13,11 @@ use distd_peer::filesystem;
 use super::kept::staging_path;
 use super::target::{FileTarget, InPlace, Target};
 use crate::disk::path::{ArtifactPath, Standing};
-use crate::disk::spread::{Piece, Places, pieces};
+use crate::disk::spread::{self, Piece, Places, pieces};
 use crate::failure::{Code, Failure};
 
 /// Bytes at the start of a disk image that are fetched first: they have its partition table.
 pub(super) const HEAD_BYTES: u64 = 1 << 20;
-
-/// Size of the pieces in which bytes of the head are moved to their places.
-const MOVE_BYTES: usize = 64 << 10;
 
 /// A disk image whose partitions are written to their places, and what is between them to a sparse
 /// file.
@@ -66,8 +63,7 @@ fn open_place(place: &Path, standing: Standing, data: &Path, bytes: u64) -> anyh
     match standing {
         Standing::Device => {}
         Standing::Dir => {
-            let error =
-                anyhow!("{} is a directory, and a partition needs a device or a file", place.display());
+            let error = spread::is_directory(place);
             return Err(Failure::new(Code::Local, error).next("correct follow.partitions").into());
         }
         Standing::File | Standing::Nothing => {
@@ -150,14 +146,10 @@ impl Target for SpreadTarget {
         for (range, place, standing) in wanted {
             let target = open_place(&place, standing, &self.data, range.end - range.start)
                 .with_context(|| format!("the place of a partition, {}, cannot be used", place.display()))?;
-            let mut buffer = vec![0; MOVE_BYTES];
-            let mut at = range.start;
-            while at < head.min(range.end) {
-                let len = (head.min(range.end) - at).min(MOVE_BYTES as u64) as usize;
-                self.rest.read_at(at, &mut buffer[..len]).map_err(local)?;
-                target.write_at(at - range.start, &buffer[..len]).map_err(local)?;
-                at += len as u64;
-            }
+            // The head ends with a chunk, so this is at most that and HEAD_BYTES.
+            let mut start = vec![0; head.min(range.end).saturating_sub(range.start) as usize];
+            self.rest.read_at(range.start, &mut start).map_err(local)?;
+            target.write_at(0, &start).map_err(local)?;
             laid.push((range, target));
         }
         laid.sort_by_key(|(range, _)| range.start);

@@ -45,21 +45,25 @@ pub struct OnRollout {
 /// held, rollout, state of the attempt, and kind of its failure, and the number of the attempt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateKey {
-    texts: [Option<String>; 7],
+    texts: Vec<Option<String>>,
     attempt: Option<u64>,
 }
 
 impl StateKey {
-    /// Columns of the texts, in the order of `node_running_state`.
-    const COLUMNS: [&str; 7] =
-        ["product", "channel", "version", "held", "rollout", "attempt_state", "failure"];
+    /// Columns of the texts, in the order of `node_running_state`, with their names in [`CHANNEL`].
+    const COLUMNS: [(&str, &str); 7] = [
+        ("product", "product"),
+        ("channel", "channel"),
+        ("version", "version"),
+        ("held", "held"),
+        ("rollout", "rollout"),
+        ("attempt_state", "state"),
+        ("failure", "failure"),
+    ];
 
     fn read(row: &AnyRow) -> Result<Self, sqlx::Error> {
-        let [product, channel, version, held, rollout, state, failure] =
-            ["product", "channel", "version", "held", "rollout", "state", "failure"]
-                .map(|column| row.text_or_none(column));
-        let texts = [product?, channel?, version?, held?, rollout?, state?, failure?];
-        Ok(Self { texts, attempt: row.number_or_none("attempt")? })
+        let texts = Self::COLUMNS.into_iter().map(|(_, name)| row.text_or_none(name));
+        Ok(Self { texts: texts.collect::<Result<_, _>>()?, attempt: row.number_or_none("attempt")? })
     }
 }
 
@@ -112,8 +116,8 @@ fn narrow_by_values(conditions: Conditions, selector: &Selector) -> Conditions {
         let sql = format!(
             "id IN (SELECT node FROM node_labels WHERE key = {{}} AND value IN ({among}) AND source {source})"
         );
-        let values = values.iter().map(|value| Some(value.to_string()));
-        conditions.and_each(&sql, std::iter::once(Some(key.to_string())).chain(values))
+        let values = values.iter().map(ToString::to_string);
+        conditions.and_each(&sql, std::iter::once(key.to_string()).chain(values))
     })
 }
 
@@ -122,9 +126,9 @@ fn narrow_by_states(conditions: Conditions, states: &[StateKey]) -> Conditions {
     let mut values = Vec::new();
     let mut one_of = Vec::new();
     for state in states {
-        let texts = StateKey::COLUMNS.iter().zip(&state.texts).map(|(column, text)| match text {
+        let texts = StateKey::COLUMNS.iter().zip(&state.texts).map(|((column, _), text)| match text {
             Some(text) => {
-                values.push(Some(text.clone()));
+                values.push(text.clone());
                 format!("g.{column} = {{}}")
             }
             None => format!("g.{column} IS NULL"),

@@ -256,7 +256,8 @@ mod tests {
     use distd_core::fleet::Rights;
     use sqlx::{Executor, SqlSafeStr};
 
-    use super::super::{Access, Engine, migrator};
+    use super::super::schema::migrator;
+    use super::super::{Access, Engine};
     use super::*;
 
     /// Runs on PostgreSQL too, when the tests know a server.

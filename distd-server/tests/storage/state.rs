@@ -124,7 +124,7 @@ on_every_back_end! {
             ("site=7,role=leaf", vec![&a]),
             ("site=7,kind=till", vec![]),
             ("fact.site=7", vec![]),
-            // What the database does not look at is left to the caller.
+            // The database leaves other conditions to the caller.
             ("site!=7", vec![&a, &b, &c]),
             ("!site", vec![&a, &b, &c]),
         ] {

@@ -155,6 +155,19 @@ impl LoaderSettings {
     }
 }
 
+/// Finds the slot from which the system was started: by what the boot loader says, or else as
+/// [`booted_slot`].
+///
+/// # Errors
+/// Failures with [`Code::Local`] when nothing leads to one of the slots.
+pub(super) async fn booted_of(loader: &dyn Loader, slots: &[Slot; 2]) -> anyhow::Result<usize> {
+    let Some(name) = loader.booted().await? else { return booted_slot(slots) };
+    slots.iter().position(|slot| slot.name == name).ok_or_else(|| {
+        let error = anyhow!("the system was started from slot {name}, which is not in follow.slots");
+        unusable(error, "compare the boot loader's names with those in follow.slots")
+    })
+}
+
 /// Finds the slot from which the system was started: by the kernel's option `distd.slot=NAME`, or
 /// by the device of the root directory.
 ///

@@ -262,24 +262,24 @@ impl SystemdBoot {
             "title {} {} (slot {slot})\nsort-key {OURS}\nversion {version}\n",
             release.product, release.version
         );
-        match &self.start {
+        let of_slot = |setting: &str| setting.replace(super::SLOT_NAME, slot.as_str());
+        let options = match &self.start {
             Start::Kernel(kernel) => {
                 text.push_str(&format!("linux /{OURS}/{slot}/linux\n"));
                 if kernel.initrd.is_some() {
                     text.push_str(&format!("initrd /{OURS}/{slot}/initrd\n"));
                 }
-                let options = kernel.options.replace("{slot}", slot.as_str());
-                text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
+                Some(&kernel.options)
             }
             Start::Unified { path, options } => {
-                text.push_str(&format!("efi /{}\n", path.replace(super::SLOT_NAME, slot.as_str())));
+                text.push_str(&format!("efi /{}\n", of_slot(path)));
                 // Options of an entry replace those in the image, and with them the hash of the
                 // root.
-                if !options.is_empty() {
-                    let options = options.replace(super::SLOT_NAME, slot.as_str());
-                    text.push_str(&format!("options {options} {}{slot}\n", super::SLOT_OPTION));
-                }
+                Some(options).filter(|options| !options.is_empty())
             }
+        };
+        if let Some(options) = options {
+            text.push_str(&format!("options {} {}{slot}\n", of_slot(options), super::SLOT_OPTION));
         }
         text
     }

@@ -103,7 +103,7 @@ impl MadeDisk {
                 .update(&len.to_le_bytes());
             let entry = &mut table[number * ENTRY..(number + 1) * ENTRY];
             entry[..16].copy_from_slice(&MADE_OF_FILE);
-            entry[16..32].copy_from_slice(&random_guid(&identity));
+            entry[16..32].copy_from_slice(&guid_of(&identity));
             let last = start / SECTOR + sectors - 1;
             entry[32..40].copy_from_slice(&(start / SECTOR).to_le_bytes());
             entry[40..48].copy_from_slice(&last.to_le_bytes());
@@ -116,7 +116,7 @@ impl MadeDisk {
         }
         let bytes = end + ALIGN;
         let last = bytes / SECTOR - 1;
-        let disk = random_guid(&identity);
+        let disk = guid_of(&identity);
         let table_sectors = TABLE_BYTES / SECTOR;
         let header = |own: u64, other: u64, at: u64| {
             let usable = 2 + table_sectors..=last - 1 - table_sectors;
@@ -150,7 +150,7 @@ impl MadeDisk {
 }
 
 /// A GUID of version 4 that depends on what was hashed.
-fn random_guid(identity: &blake3::Hasher) -> [u8; 16] {
+fn guid_of(identity: &blake3::Hasher) -> [u8; 16] {
     let mut guid: [u8; 16] = *identity.finalize().as_bytes().first_chunk().expect("16 of 32 bytes");
     guid[7] = guid[7] & 0x0f | 0x40;
     guid[8] = guid[8] & 0x3f | 0x80;
@@ -188,7 +188,7 @@ fn protective_mbr(last: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{labelled_partitions, volumes};
+    use super::super::{LabelledPartition, labelled_partitions, volumes};
     use super::*;
 
     fn image(parts: &[(&str, u64)]) -> Vec<u8> {
@@ -208,11 +208,12 @@ mod tests {
         let parts = [("root", 3_000_000), ("root-verity", 512), ("uki", 1), ("ä", 1 << 20)];
         let disk = MadeDisk::new(&parts).expect("laid out");
         let mut image = image(&parts);
-        let found = || labelled_partitions(&image[..]).expect("a table");
-        let expected: Vec<_> =
-            parts.iter().zip(disk.files()).map(|((label, _), file)| (*label, file.clone())).collect();
-        let read: Vec<_> = found().iter().map(|part| (part.label.clone(), part.range.clone())).collect();
-        let expected: Vec<_> = expected.into_iter().map(|(label, range)| (label.to_owned(), range)).collect();
+        let read = labelled_partitions(&image[..]).expect("a table");
+        let expected: Vec<_> = parts
+            .iter()
+            .zip(disk.files())
+            .map(|((label, _), file)| LabelledPartition { label: (*label).to_owned(), range: file.clone() })
+            .collect();
         assert_eq!(read, expected);
         assert_eq!(volumes(&image[..]).len(), 4, "cutting reads them as partitions");
         // The backup at the end is as good.
