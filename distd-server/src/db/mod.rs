@@ -538,6 +538,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0021_webhooks"),
     migration!("0022_replicas"),
     migration!("0023_side_by_side"),
+    migration!("0024_by_policy"),
 ];
 
 #[cfg(test)]

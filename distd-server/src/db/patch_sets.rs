@@ -166,9 +166,19 @@ impl Db {
         let from = from.into();
         let from_manifest = from.map_or(ManifestId::NOTHING, |from| from.manifest);
         let key = PatchSetKey { product: to.product.clone(), from: from_manifest, to: to.manifest };
-        let mut tx = self.begin_write().await?;
-        let sql = format!("UPDATE patch_sets SET removing = NULL WHERE {KEY} AND removing IS NOT NULL");
-        let kept = with_key(sql, &key).execute(&mut *tx).await.map_err(failed(what))?.rows_affected();
+        let leaving = format!("SELECT 1 FROM patch_sets WHERE {KEY} AND removing IS NOT NULL");
+        let leaving = with_key(leaving, &key).fetch_optional(&self.pool).await.map_err(failed(what))?;
+        let (mut tx, kept) = match leaving {
+            // Under the lock of removals: one that has read which sets go takes their chunks.
+            Some(_) => {
+                let mut tx = IdTx::begin(self).await?.tx;
+                let sql =
+                    format!("UPDATE patch_sets SET removing = NULL WHERE {KEY} AND removing IS NOT NULL");
+                let kept = with_key(sql, &key).execute(&mut *tx).await.map_err(failed(what))?.rows_affected();
+                (tx, kept)
+            }
+            None => (self.begin_write().await?, 0),
+        };
         let sql = "INSERT INTO patch_sets (product, from_manifest, to_manifest, from_version, to_version, state, \
                    requested_by, created) VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7) \
                    ON CONFLICT (product, from_manifest, to_manifest) DO UPDATE SET state = 'queued', error = NULL, \

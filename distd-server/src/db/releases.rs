@@ -2,7 +2,8 @@
 //!
 //! Table `releases`: product and version → manifest, BLAKE3, length; `published` once the TUF
 //! repository lists it; `withdrawn` while devices may not take it, `removing` while its bytes are
-//! on their way out (docs/store.md, "Withdrawing"); `token` that committed it and `stored` bytes of
+//! on their way out (docs/store.md, "Withdrawing"), and `by_policy` says whether a policy began
+//! that; `token` that committed it and `stored` bytes of
 //! the chunks that came with it; `sequence`, its number among the product's releases
 //! (docs/trust.md, "Downgrades").
 

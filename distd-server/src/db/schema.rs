@@ -253,6 +253,7 @@ mod tests {
             ("webhooks", "cb2e4ec0cd2f0345", "6256d1896fd9c9a5"),
             ("replicas", "3f8f6da8e8cf47e8", "3f8f6da8e8cf47e8"),
             ("side_by_side", "c6eafbbdd1c96821", "c6eafbbdd1c96821"),
+            ("by_policy", "da754275a14e5df0", "da754275a14e5df0"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

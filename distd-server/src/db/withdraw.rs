@@ -33,6 +33,13 @@ pub enum Withdraw {
     Running(u64),
 }
 
+/// Who removes a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remover {
+    Operator,
+    Policy,
+}
+
 /// Conditions of a removal, besides channels and rollouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unless {
@@ -191,7 +198,8 @@ impl Db {
         let found = any_state(&mut ids.tx, product, version).await.map_err(failed(what))?;
         let Some((release, true, _)) = found else { return Ok(None) };
         sqlx::query(
-            "UPDATE releases SET withdrawn = NULL, removing = NULL WHERE product = $1 AND version = $2",
+            "UPDATE releases SET withdrawn = NULL, removing = NULL, by_policy = 0 \
+             WHERE product = $1 AND version = $2",
         )
         .bind(product.to_string())
         .bind(version.to_string())
@@ -219,7 +227,7 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         let mut tx = self.begin_write().await?;
-        let marked = self.mark_one(&mut tx, product, version, unless, "order", now).await?;
+        let marked = self.mark_one(&mut tx, product, version, unless, Remover::Operator, now).await?;
         if matches!(marked, Withdraw::Marked(_)) {
             tx.commit().await.map_err(failed(REMOVE))?;
         }
@@ -241,7 +249,7 @@ impl Db {
         for (product, version) in chosen {
             let unless = Unless::Running;
             if let Withdraw::Marked(release) =
-                self.mark_one(&mut tx, product, version, unless, "retention", now).await?
+                self.mark_one(&mut tx, product, version, unless, Remover::Policy, now).await?
             {
                 marked.push(release);
             }
@@ -256,7 +264,7 @@ impl Db {
         product: &Name,
         version: &Name,
         unless: Unless,
-        why: &str,
+        remover: Remover,
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         lock_release(tx, product, version).await.map_err(failed(REMOVE))?;
@@ -285,9 +293,11 @@ impl Db {
             }
         }
         sqlx::query(
-            "UPDATE releases SET withdrawn = COALESCE(withdrawn, $1), removing = $1 \
-             WHERE product = $2 AND version = $3",
+            // An operator had withdrawn a release for a reason of theirs: no node brings it back.
+            "UPDATE releases SET by_policy = CASE WHEN withdrawn IS NULL THEN $1 ELSE 0 END, \
+             withdrawn = COALESCE(withdrawn, $2), removing = $2 WHERE product = $3 AND version = $4",
         )
+        .bind(i64::from(remover == Remover::Policy))
         .bind(now)
         .bind(product.to_string())
         .bind(version.to_string())
@@ -295,7 +305,11 @@ impl Db {
         .await
         .map_err(failed(REMOVE))?;
         let mut details = releases::details(&release);
-        details["why"] = why.into();
+        details["why"] = match remover {
+            Remover::Operator => "order",
+            Remover::Policy => "retention",
+        }
+        .into();
         append(tx, &self.acting.at(now), "release.remove", &releases::subject(&release), &details)
             .await
             .map_err(failed(REMOVE))?;
@@ -307,7 +321,7 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn withdrawn(&self) -> Result<Vec<ReleaseRow>, DbError> {
-        self.marked("withdrawn", i64::MAX).await
+        self.marked("withdrawn", "", i64::MAX).await
     }
 
     /// Releases whose removal began at `until` or before, and that still have rows.
@@ -315,13 +329,29 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn removing(&self, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
-        self.marked("removing", until).await
+        self.marked("removing", "", until).await
     }
 
-    /// Releases with a time in this column, at `until` or before.
-    async fn marked(&self, column: &str, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
+    /// Those of [`removing`](Self::removing) that a policy has given up and that nodes have come to
+    /// run since, or are pinned to.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn removing_but_run(&self, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
+        let mut run = Vec::new();
+        for row in self.marked("removing", " AND by_policy = 1", until).await? {
+            let nodes = super::usage::nodes_on(&self.pool, &row.product, &row.version).await;
+            if nodes.map_err(failed(REMOVE))? > 0 {
+                run.push(row);
+            }
+        }
+        Ok(run)
+    }
+
+    /// Releases with a time in this column, at `until` or before, and with this condition.
+    async fn marked(&self, column: &str, and: &str, until: UnixSeconds) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = format!(
-            "SELECT {} FROM releases WHERE {column} IS NOT NULL AND {column} <= $1 \
+            "SELECT {} FROM releases WHERE {column} IS NOT NULL AND {column} <= $1{and} \
              ORDER BY {column}, product, version",
             releases::COLUMNS
         );

@@ -234,6 +234,7 @@ impl Origin {
         if self.db.oldest_removal().await?.is_none_or(|oldest| oldest > until) {
             return Ok(());
         }
+        self.spare_what_is_run(until).await?;
         let turn = self.publishing.lock().await;
         let releases = self.db.removing(until).await?;
         let sets: Vec<_> = self.db.sets_removing(until).await?.into_iter().map(|row| row.key).collect();
@@ -247,6 +248,17 @@ impl Origin {
         }
         for sets in sets.chunks(AT_ONCE) {
             self.free(Leaving { releases: Vec::new(), sets: sets.to_vec() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings back the releases that a policy has given up and that nodes have come to run since:
+    /// a node may install what older metadata lists, and needs the release as the base of its next
+    /// update.
+    async fn spare_what_is_run(&self, until: UnixSeconds) -> Result<(), WithdrawError> {
+        for ReleaseRow { product, version, .. } in self.db.removing_but_run(until).await? {
+            tracing::info!(%product, %version, "a node runs the release that was to be removed: it counts again");
+            self.bring_back_release(&product, &version, &MoveBy::origin()).await?;
         }
         Ok(())
     }

@@ -363,6 +363,34 @@ async fn patch_sets_that_nobody_can_take_are_removed_and_made_again_when_asked_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_a_node_comes_to_run_is_not_removed_by_a_policy() {
+    let world = quiet(&[("removal_grace", "1h")]).await;
+    for version in ["1", "2", "3", "4"] {
+        world.put_content("os", version, noise(version.as_bytes()[0].into(), 60_000)).await;
+    }
+    ok(&world, Method::PUT, "products/os/channels/stable", Some(json!({"version": "4"}))).await;
+    ok(&world, Method::DELETE, "products/os/releases/3", None).await;
+    ok(&world, Method::PUT, "products/os/retention", Some(json!({"keep": 1}))).await;
+    let origin = world.running.origin.clone();
+    let now = distd_peer::clock::unix_now() as i64;
+    let done = origin.collect(REMOVALS_MAX, &MoveBy::origin(), now).await.expect("collected");
+    assert_eq!(done.releases, 2);
+    assert_eq!(listed(&world, "").await, ["4"]);
+    // Nodes install what older metadata lists: a release of the policy, and one of an order.
+    for (number, version) in [(1, "1"), (2, "3")] {
+        node(&world, number, "leaf").await;
+        reports(&world, number, "stable", version, None, None, 0).await;
+    }
+    origin.finish_removals(now + 3601).await.expect("finished");
+    assert_eq!(listed(&world, "").await, ["4", "1"], "2 and 3 are gone");
+    let back = ok(&world, Method::GET, "audit?action=release.unwithdraw", None).await;
+    let entries = back["entries"].as_array().expect("entries");
+    assert!(entries.len() == 1 && entries[0]["actor"] == "origin", "{back}");
+    let after = origin.collect(REMOVALS_MAX, &MoveBy::origin(), now + 3602).await.expect("collected");
+    assert_eq!(after.releases, 0, "it runs, so it is kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_push_that_is_refused_leaves_a_removal_that_can_be_undone() {
     let world = quiet(&[("removal_grace", "1h")]).await;
     world.put_content("os", "1", noise(1, 200_000)).await;

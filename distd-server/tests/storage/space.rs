@@ -119,8 +119,21 @@ on_every_back_end! {
         let mut tx = world.db.begin_removal(leaving).await.expect("begun");
         let division = tx.divide().await.expect("divided");
         assert_eq!(division.unneeded.into_iter().collect::<Vec<_>>(), [distd_core::ManifestId([9; 32])]);
-        tx.finish(&[]).await.expect("finished");
+        // Asked for while the removal holds the lock, it is made again.
+        let wanted = async { world.db.queue_patch_set(&one.release, &two.release, "ci", NOW).await };
+        let mut wanted = std::pin::pin!(wanted);
+        let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut wanted).await;
+        assert!(early.is_err(), "it waits for the removal: {early:?}");
+        let (objects, wanted) = tokio::join!(tx.finish(&[]), wanted);
+        assert_eq!(objects.expect("finished"), [""; 0]);
+        let (set, changed) = wanted.expect("queued");
+        assert!(changed && set.set.is_none(), "{set:?}");
+        world.db.mark_removing(&name("os"), &name("2"), Unless::Used, NOW).await.expect("marked");
+        let leaving = Leaving { releases: world.db.removing(NOW).await.expect("read"), sets: Vec::new() };
+        world.db.begin_removal(leaving).await.expect("begun").finish(&[]).await.expect("finished");
         assert_eq!(world.db.patch_set(&key).await.expect("read"), None);
+        let two = pushed(world, "3", 46).await;
+        let key = PatchSetKey { to: two.manifest, ..key };
         // Queued ones go with their release.
         world.db.queue_patch_set(&one.release, &two.release, "ci", NOW).await.expect("queued");
         world.db.mark_removing(&name("os"), &name("1"), Unless::Used, NOW).await.expect("marked");
