@@ -233,6 +233,7 @@ fn report(sequence: u64, signer: &ReportSigner, with_receipt: bool) -> anyhow::R
         version: Some(name("3")),
         manifest: None,
         held: None,
+        held_from: None,
     };
     Ok(Report {
         sequence,

@@ -286,6 +286,7 @@ impl Signer {
             version: Some("1".parse().expect("a name")),
             manifest: None,
             held: None,
+            held_from: None,
         };
         let receipts = receipts.iter().map(|signed| ByteBuf::from(signed.for_report())).collect();
         let log = LogReport { receipts, ..LogReport::default() };

@@ -15,6 +15,7 @@ fn report(leaf: &Leaf, sequence: u64, channel: &str, version: &str) -> Bytes {
         version: Some(version.parse().expect("a name")),
         manifest: None,
         held: None,
+        held_from: None,
     };
     let report = Report { sequence, at: 1, boot: vec![0; 16], running: vec![running], ..Report::default() };
     let signer = ReportSigner::new(&leaf.identity).expect("a signer");

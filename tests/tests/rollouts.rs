@@ -367,6 +367,29 @@ fn a_first_release_that_does_not_work_is_not_left_running_and_the_next_is_tried(
 }
 
 #[test]
+fn a_release_that_failed_does_not_halt_the_rollout_of_the_next_one() {
+    let lab = Lab::start();
+    release(&lab, "1");
+    lab.admin(&["channel", "set", FOLLOWED, "1"]).ok();
+    let fleet = Fleet::start(&lab, None, 1);
+    wait_until("release 1 runs", || reporting(&lab, "1") == 1);
+    release(&lab, "2");
+    mark(&lab, "bad", "device-0", true);
+    let policy = ["--waves", "100%", "--soak", "1s", "--halt-on", "1"];
+    ok(&lab, &[&["rollout", "start", FOLLOWED, "2"][..], &policy].concat());
+    wait_for_state(&lab, "halted");
+    let id = ids(&lab)["device-0"];
+    wait_until("the device says why", || held(&lab, &id).contains("failed on this device"));
+    mark(&lab, "bad", "device-0", false);
+    release(&lab, "3");
+    // The device says so until it has heard of this one.
+    ok(&lab, &[&["rollout", "start", FOLLOWED, "3"][..], &policy].concat());
+    assert_eq!(sum(&status(&lab), "failed"), 0);
+    wait_for_state(&lab, "complete");
+    assert_eq!(fleet.running(&lab, "3").len(), 1);
+}
+
+#[test]
 fn a_device_tries_as_often_as_the_rollout_allows() {
     let lab = Lab::start_without_grants(&[]);
     // A grant for the channel is enough for all that its rollout brings.

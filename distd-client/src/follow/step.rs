@@ -50,6 +50,8 @@ pub(super) struct Step {
     reporter: Reporter,
     pub(super) hooks: Hooks,
     pub(super) held: Option<Held>,
+    /// Version of the release that this keeps the device from.
+    held_from: Option<Name>,
     /// Release of the last failed attempt or fetch, and when it failed.
     pub(super) paused: Option<(Name, Instant)>,
     pub(super) restarter: Restarter,
@@ -148,6 +150,7 @@ impl Step {
             reporter,
             hooks,
             held: None,
+            held_from: None,
             paused,
             restarter,
             tries,
@@ -240,6 +243,7 @@ impl Step {
             version,
             manifest,
             held: self.held,
+            held_from: self.held_from.clone().filter(|_| self.held.is_some()),
         };
         self.reporter.send(running, &mut self.journal).await;
     }
@@ -308,8 +312,7 @@ impl Step {
         if !goes_on {
             return Ok(());
         }
-        let Look { version, rollout, led_by, wave, held, ahead, .. } = self.look().await?;
-        self.held = held;
+        let Look { version, rollout, led_by, wave, ahead, .. } = self.look().await?;
         self.reporter.saw(rollout.as_ref().map(|doc| doc.id), wave);
         if ahead {
             // A device that is ahead of its channel stays where it is.
@@ -337,6 +340,7 @@ impl Step {
         let failed = self.failures.of(&self.request.product, &version).saturating_add(passing);
         if failed >= attempts && !self.pressed.again {
             self.held = Some(self.failures.why(&self.request.product, &version, failed));
+            self.held_from = Some(version);
             return Ok(());
         }
         let is_new = self.journal.under_way().is_none();
@@ -384,8 +388,7 @@ impl Step {
     /// # Errors
     /// When the look failed.
     pub(super) async fn look_only(&mut self) -> anyhow::Result<()> {
-        let Look { rollout, wave, held, .. } = self.look().await?;
-        self.held = held;
+        let Look { rollout, wave, .. } = self.look().await?;
         self.reporter.saw(rollout.as_ref().map(|doc| doc.id), wave);
         Ok(())
     }
@@ -399,6 +402,8 @@ impl Step {
         self.document = found.document;
         self.looked = Some(unix_now());
         self.wanted_version = Some(found.version.clone());
+        self.held = found.held;
+        self.held_from = Some(found.rollout_version.as_ref().unwrap_or(&found.version).clone());
         Ok(found)
     }
 

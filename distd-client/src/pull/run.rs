@@ -169,6 +169,8 @@ pub struct Look {
     pub document: Option<(RolloutId, u64)>,
     /// Why the release is not that of the channel's rollout.
     pub held: Option<Held>,
+    /// Version of the channel's rollout.
+    pub rollout_version: Option<Name>,
     /// Whether the device has a later release and may not go back to this one.
     pub ahead: bool,
     /// Root node of the manifest.
@@ -195,10 +197,10 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
     };
     let files = resolved.channel.as_ref().and_then(|doc| doc.files.clone());
     let document = resolved.channel.as_ref().and_then(|doc| Some((doc.rollout.as_ref()?.id, doc.counter)));
-    let led_by = resolved
-        .channel
-        .and_then(|doc| doc.rollout)
-        .filter(|_| resolved.choice.held.is_none() && resolved.choice.release != Chosen::OfChannel);
+    let of_channel = resolved.channel.and_then(|doc| doc.rollout);
+    let rollout_version = of_channel.as_ref().map(|doc| doc.version.clone());
+    let led_by =
+        of_channel.filter(|_| resolved.choice.held.is_none() && resolved.choice.release != Chosen::OfChannel);
     let labels = statement.as_ref().map(NodeStatement::for_selectors);
     let wave = led_by.as_ref().and_then(|doc| doc.wave(&session.node(), labels.as_ref()));
     Ok(Look {
@@ -211,6 +213,7 @@ pub async fn look(request: &PullRequest) -> anyhow::Result<Look> {
         rollout: led_by.clone().filter(|_| resolved.choice.release == Chosen::OfRollout),
         led_by,
         held: resolved.choice.held,
+        rollout_version,
         ahead,
     })
 }

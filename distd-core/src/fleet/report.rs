@@ -205,6 +205,9 @@ pub struct Running {
     pub manifest: Option<ManifestId>,
     /// Reason why the device does not install the release of the channel's rollout.
     pub held: Option<Held>,
+    /// Version of that release; `None` without a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_from: Option<Name>,
 }
 
 /// Head of the log of receipts that a device keeps.
@@ -349,6 +352,7 @@ mod tests {
                 version: Some("1".parse().expect("a name")),
                 manifest: Some(ManifestId([2; 32])),
                 held: Some(Held::Wave { wave: 2, of: 4 }),
+                held_from: Some("2".parse().expect("a name")),
             }],
             attempts: vec![Attempt {
                 rollout: Some(RolloutId([3; 16])),

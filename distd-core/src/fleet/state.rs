@@ -118,7 +118,7 @@ words!(UpdateState {
 pub struct Seen<'a> {
     /// Version that it runs; `None` while it has none.
     pub version: Option<&'a Name>,
-    /// Why it does not install the release of the rollout.
+    /// Why it does not install the release of the rollout, as [`held_now`] says.
     pub held: Option<Held>,
     /// State and number of its newest attempt at the rollout under way; `None` without one.
     pub attempt: Option<(AttemptState, u32)>,
@@ -131,6 +131,12 @@ pub struct Goal<'a> {
     pub version: &'a Name,
     /// Failed attempts after which a device gives up.
     pub attempts: u32,
+}
+
+/// The reason that a device has reported, as long as it may be one on the way to `goal`. A device
+/// that does not know of a new rollout still says that the release before, `from`, has failed.
+pub fn held_now(held: Option<Held>, from: Option<&Name>, goal: &Name) -> Option<Held> {
+    held.filter(|held| !matches!(held, Held::Failed { .. }) || from.is_none_or(|from| from == goal))
 }
 
 /// Result of a device, as far as a wave of a rollout is concerned.
@@ -217,6 +223,15 @@ mod tests {
         let seen = Seen { version: None, held: None, attempt: None };
         assert_eq!(update_state(&seen, Some(&goal)), UpdateState::Outdated);
         assert_eq!(update_state(&seen, None), UpdateState::Unknown);
+    }
+
+    #[test]
+    fn a_failure_of_the_release_before_is_none_of_the_next_one() {
+        let (failed, goal, before) = (Some(Held::Failed { attempts: 1 }), name("4"), name("3"));
+        assert_eq!(held_now(failed, Some(&before), &goal), None);
+        assert_eq!(held_now(failed, Some(&goal), &goal), failed);
+        assert_eq!(held_now(failed, None, &goal), failed);
+        assert_eq!(held_now(Some(Held::Pinned), Some(&before), &goal), Some(Held::Pinned));
     }
 
     #[test]

@@ -4,12 +4,12 @@
 use distd_core::api::NODE_ATTEMPTS_MAX;
 use distd_core::fleet::Selector;
 use distd_core::fleet::report::AttemptState;
-use distd_core::fleet::rollout::{Held, RolloutId};
+use distd_core::fleet::rollout::RolloutId;
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
 use super::conditions::Conditions;
-use super::reports::{AttemptRow, read_attempt, read_held, read_state};
+use super::reports::{AttemptRow, HeldFrom, read_attempt, read_held, read_state};
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
 
@@ -23,7 +23,7 @@ pub struct OnChannel {
     /// Version that runs; `None` while there is none.
     pub version: Option<Name>,
     /// Why the device does not install the release of the channel's rollout.
-    pub held: Option<Held>,
+    pub held: Option<HeldFrom>,
     /// Newest attempt at the rollout that was under way when the report came.
     pub attempt: Option<OnRollout>,
 }

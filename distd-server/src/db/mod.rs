@@ -92,7 +92,7 @@ pub use quotas::{OverQuota, QuotaOf, QuotaRow};
 pub use receipts::{LogRow, NodeLogRow, RECEIPTS_PER_DAY_MAX, RECEIPTS_PER_NODE_MAX};
 pub use releases::ReleaseRow;
 pub use replicas::ReplicaRow;
-pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
+pub use reports::{AttemptRow, Follower, HeldFrom, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
 pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, RolloutStage, WaveRow};
 pub use turns::{TurnAsker, TurnRow};

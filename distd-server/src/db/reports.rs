@@ -15,9 +15,10 @@ use distd_core::api::EventKind;
 use distd_core::fleet::receipts::SignedReceipt;
 use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
 use distd_core::fleet::rollout::{Held, RolloutId};
-use distd_core::fleet::state::Seen;
+use distd_core::fleet::state::{Seen, held_now};
 use distd_core::names::Name;
 use distd_core::text::shown;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::{Any, Transaction};
@@ -54,7 +55,7 @@ pub struct Follower {
     /// Version that it runs; `None` while it has none.
     pub version: Option<Name>,
     /// Why it does not install the release of the rollout.
-    pub held: Option<Held>,
+    pub held: Option<HeldFrom>,
     /// State and number of its newest attempt at the rollout; `None` without one.
     pub attempt: Option<(AttemptState, u32)>,
     /// Whether its labels bring it into the first wave of the rollout.
@@ -62,9 +63,34 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// The report as far as the state of the update is concerned.
-    pub fn seen(&self) -> Seen<'_> {
-        Seen { version: self.version.as_ref(), held: self.held, attempt: self.attempt }
+    /// The report as far as the state of the update to `goal` is concerned.
+    pub fn seen(&self, goal: &Name) -> Seen<'_> {
+        let held = self.held.as_ref().and_then(|held| held.now(goal));
+        Seen { version: self.version.as_ref(), held, attempt: self.attempt }
+    }
+}
+
+/// Why a node does not install a release, and from which one this keeps it: both as the database
+/// has them, in one column.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldFrom {
+    /// The reason.
+    #[serde(flatten)]
+    pub held: Held,
+    /// Version of the release. Only a failure has it: other reasons count for any release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Name>,
+}
+
+impl HeldFrom {
+    /// The reason `held`, which keeps a node from the release `from`.
+    pub fn new(held: Held, from: Option<&Name>) -> Self {
+        Self { held, from: from.filter(|_| matches!(held, Held::Failed { .. })).cloned() }
+    }
+
+    /// The reason on the way to `goal`, as [`held_now`] says.
+    pub fn now(&self, goal: &Name) -> Option<Held> {
+        held_now(Some(self.held), self.from.as_ref(), goal)
     }
 }
 
@@ -87,7 +113,7 @@ pub struct RunningRow {
     /// Version; `None` while it has none.
     pub version: Option<Name>,
     /// Why the node does not install the release of the channel's rollout.
-    pub held: Option<Held>,
+    pub held: Option<HeldFrom>,
 }
 
 /// Newest attempt of a node at a rollout.
@@ -115,9 +141,10 @@ pub(super) fn read_state(row: &AnyRow) -> Result<Option<AttemptState>, sqlx::Err
     found.map(Some).ok_or_else(|| impossible("state"))
 }
 
-pub(super) fn read_held(row: &AnyRow) -> Result<Option<Held>, sqlx::Error> {
+pub(super) fn read_held(row: &AnyRow) -> Result<Option<HeldFrom>, sqlx::Error> {
     let text = row.text_or_none("held")?;
-    Ok(text.map(|text| serde_json::from_str(&text).unwrap_or(Held::Unknown)))
+    let unknown = HeldFrom { held: Held::Unknown, from: None };
+    Ok(text.map(|text| serde_json::from_str(&text).unwrap_or(unknown)))
 }
 
 pub(super) fn read_attempt(row: &AnyRow) -> Result<AttemptRow, sqlx::Error> {
@@ -277,7 +304,8 @@ impl Db {
             .await
             .map_err(failed(what))?;
         for runs in running {
-            let held = runs.held.as_ref().map(|held| serde_json::to_string(held).expect("words encode"));
+            let held = runs.held.map(|held| HeldFrom::new(held, runs.held_from.as_ref()));
+            let held = held.map(|held| serde_json::to_string(&held).expect("words encode"));
             sqlx::query(
                 sqlx::AssertSqlSafe(format!(
                     "INSERT INTO node_running (node, product, channel, version, held, received, rollout, attempt, \

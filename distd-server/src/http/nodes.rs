@@ -64,7 +64,7 @@ fn node(row: NodeRow, labels: &Labels, report: Option<ReportRow>) -> Node {
         product: runs.product.to_string(),
         channel: runs.channel.to_string(),
         version: runs.version.map(|version| version.to_string()),
-        held: runs.held.map(|held| held.to_string()),
+        held: runs.held.map(|held| held.held.to_string()),
     });
     Node {
         id: row.id,

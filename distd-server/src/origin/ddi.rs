@@ -15,7 +15,8 @@ use distd_peer::rates::local_time;
 use super::files::FILE;
 use super::{Origin, signed};
 use crate::db::{
-    ChannelRow, DbError, DdiActionRow, DdiDeviceRow, DdiState, NewDdiAction, ReleaseRow, UnixSeconds,
+    ChannelRow, DbError, DdiActionRow, DdiDeviceRow, DdiState, HeldFrom, NewDdiAction, ReleaseRow,
+    UnixSeconds,
 };
 
 /// Age of a report from which on it is made again although nothing has changed, seconds: a device
@@ -81,13 +82,7 @@ impl Target {
 #[derive(Default)]
 struct Decided {
     target: Option<Target>,
-    held: Option<Held>,
-}
-
-impl Decided {
-    fn held(held: Held) -> Self {
-        Self { target: None, held: Some(held) }
-    }
+    held: Option<HeldFrom>,
 }
 
 impl Origin {
@@ -109,7 +104,7 @@ impl Origin {
             (None, Some(target)) => match self.begin_for(device, target, now).await? {
                 Ok(action) => offer_of(action),
                 Err(held) => {
-                    decided.held = Some(held);
+                    decided.held = Some(HeldFrom::new(held, Some(&target.version)));
                     DdiOffer::Nothing
                 }
             },
@@ -127,7 +122,8 @@ impl Origin {
     ) -> Result<Option<DdiOffer>, DbError> {
         let target = decided.target.as_ref();
         // A device of distd that installs already ends that too.
-        let only_paused = decided.held == Some(Held::Paused) && action.state == DdiState::Activating;
+        let held = decided.held.as_ref().map(|held| held.held);
+        let only_paused = held == Some(Held::Paused) && action.state == DdiState::Activating;
         let is_wanted = target.is_some_and(|target| target.is_of(&action));
         let (state, offer): (_, fn(DdiActionRow) -> DdiOffer) = match action.state {
             DdiState::Canceling => return Ok(Some(DdiOffer::Cancel(action))),
@@ -183,6 +179,7 @@ impl Origin {
         let Some(row) = self.db.channel(product, channel).await? else { return Ok(Decided::default()) };
         let pins = self.db.pins_of(&node.to_string()).await?;
         let rollout = self.rollout_doc(&row).await?;
+        let goal = rollout.as_ref().map_or_else(|| row.version.clone(), |doc| doc.version.clone());
         let (version, followed, held) = match (pins.get(product), rollout) {
             (Some(pin), _) => (pin.clone(), None, Some(Held::Pinned)),
             (None, None) => (row.version.clone(), None, None),
@@ -192,13 +189,14 @@ impl Origin {
                 (Decision::Hold(held), _) => (row.version.clone(), None, Some(held)),
             },
         };
+        let held_from = |held: Option<Held>| held.map(|held| HeldFrom::new(held, Some(&goal)));
         if device.installed.as_ref() == Some(&version) {
-            return Ok(Decided { target: None, held });
+            return Ok(Decided { target: None, held: held_from(held) });
         }
         let release = self.db.release(product, &version).await?.filter(|row| row.kind == FILE);
-        let Some(release) = release else { return Ok(Decided { target: None, held }) };
+        let Some(release) = release else { return Ok(Decided { target: None, held: held_from(held) }) };
         if !self.may_install(device, &row, &release, held).await? {
-            return Ok(Decided { target: None, held });
+            return Ok(Decided { target: None, held: held_from(held) });
         }
         let target = match followed {
             Some((doc, number)) => Target {
@@ -211,11 +209,12 @@ impl Origin {
             },
             // A release that failed is not tried again before the channel has changed.
             None if device.failed == Some((version.clone(), row.counter)) => {
-                return Ok(Decided::held(held.unwrap_or(Held::Failed { attempts: 1 })));
+                let held = held.or(Some(Held::Failed { attempts: 1 }));
+                return Ok(Decided { target: None, held: held_from(held) });
             }
             None => Target { version, rollout: None, number: 1, confirm: false, turns: false, open: true },
         };
-        Ok(Decided { target: Some(target), held })
+        Ok(Decided { target: Some(target), held: held_from(held) })
     }
 
     /// The decision about a rollout, and the number that an attempt of the device would have.
@@ -426,7 +425,7 @@ impl Origin {
     async fn report_if_new(
         &self,
         device: &DdiDeviceRow,
-        held: Option<Held>,
+        held: Option<HeldFrom>,
         now: UnixSeconds,
     ) -> Result<(), DbError> {
         let id = device.node.to_string();
@@ -434,7 +433,7 @@ impl Origin {
         let is_said = newest.is_some_and(|report| {
             now.saturating_sub(report.received) < REPORT_AGAIN
                 && matches!(&report.running[..], [runs] if (&runs.product, &runs.channel) == (&device.product, &device.channel)
-                    && (&runs.version, runs.held) == (&device.installed, held))
+                    && (&runs.version, &runs.held) == (&device.installed, &held))
         });
         match is_said {
             true => Ok(()),
@@ -446,7 +445,7 @@ impl Origin {
         &self,
         device: &DdiDeviceRow,
         installed: Option<Name>,
-        held: Option<Held>,
+        held: Option<HeldFrom>,
         attempt: Option<(RolloutId, Attempt)>,
         now: UnixSeconds,
     ) -> Result<(), DbError> {
@@ -456,7 +455,9 @@ impl Origin {
             return Ok(());
         }
         let (product, channel) = channel;
-        let running = Running { product, channel, version: installed, manifest: None, held };
+        let (held, held_from) = held.map(|held| (held.held, held.from)).unzip();
+        let held_from = held_from.flatten();
+        let running = Running { product, channel, version: installed, manifest: None, held, held_from };
         let report = Report {
             sequence: self.db.next_ddi_report(&device.node).await?,
             at: u64::try_from(now).unwrap_or(0),

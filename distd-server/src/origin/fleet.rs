@@ -12,7 +12,7 @@ use distd_core::api::{
     FleetStatus, Node, NodeAttempt, NodeDetail, NodeLog, Word,
 };
 use distd_core::fleet::Selector;
-use distd_core::fleet::rollout::RolloutId;
+use distd_core::fleet::rollout::{Held, RolloutId};
 use distd_core::fleet::state::{Contact, Goal, Seen, UpdateState, update_state};
 use distd_core::names::Name;
 use distd_core::role::Role;
@@ -126,6 +126,12 @@ impl Goals {
         self.0.get(&(on.product.clone(), on.channel.clone()))
     }
 
+    /// Why a device does not install the release to which its channel leads now.
+    fn held(&self, on: &OnChannel) -> Option<Held> {
+        let held = on.held.as_ref()?;
+        self.of(on).map_or(Some(held.held), |goal| held.now(&goal.version))
+    }
+
     /// State of an update, and the kind of its failure when it failed.
     fn state(&self, on: &OnChannel) -> (UpdateState, Option<String>) {
         let goal = self.of(on);
@@ -136,7 +142,7 @@ impl Goals {
             .filter(|attempt| goal.is_some_and(|goal| goal.rollout == Some(attempt.rollout)));
         let seen = Seen {
             version: on.version.as_ref(),
-            held: on.held,
+            held: self.held(on),
             attempt: attempt.map(|attempt| (attempt.state, attempt.number)),
         };
         let goal = goal.map(|goal| Goal { version: &goal.version, attempts: goal.attempts });
@@ -154,7 +160,7 @@ impl Goals {
             version: on.version.as_ref().map(ToString::to_string),
             wanted: self.of(on).map(|goal| goal.version.to_string()),
             update: update.into(),
-            held: on.held.map(|held| held.to_string()),
+            held: self.held(on).map(|held| held.to_string()),
             failure,
         };
         (update, shown)
@@ -196,7 +202,7 @@ impl Sums {
         if let Some(kind) = failure {
             *self.failures.entry(kind).or_default() += devices;
         }
-        if let (UpdateState::Held, Some(held)) = (state, on.held) {
+        if let (UpdateState::Held, Some(held)) = (state, goals.held(on)) {
             *self.held.entry(held.as_str()).or_default() += devices;
         }
     }

@@ -192,6 +192,7 @@ async fn the_release_of_a_rollout_and_those_it_requires_have_sums_too() {
         version: Some(name("1")),
         manifest: None,
         held: None,
+        held_from: None,
     };
     let report = Report { sequence: 1, at: 1, boot: vec![1; 16], ..Default::default() };
     let (origin, now) = (&world.running.origin, distd_peer::clock::unix_now());

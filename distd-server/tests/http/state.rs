@@ -65,6 +65,7 @@ pub(crate) async fn reports(
         version: Some(name(version)),
         manifest: None,
         held,
+        held_from: None,
     };
     let report = Report { sequence: 1, at: 7, boot: vec![3; 16], ..Report::default() };
     let attempts: Vec<_> = attempt.iter().map(|attempt| (ROLLOUT, attempt)).collect();

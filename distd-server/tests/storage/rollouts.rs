@@ -10,8 +10,8 @@ use distd_core::fleet::rollout::{
 };
 use distd_core::names::Name;
 use distd_server::db::{
-    ApproveRollout, BeginRollout, Follower, NewRollout, PinNode, PutReport, RolloutRow, RolloutStage,
-    TurnAsker,
+    ApproveRollout, BeginRollout, Follower, HeldFrom, NewRollout, PinNode, PutReport, RolloutRow,
+    RolloutStage, TurnAsker,
 };
 
 use super::*;
@@ -78,7 +78,8 @@ pub(super) async fn node(world: &World, label: &str) -> NodeId {
 }
 
 pub(super) fn running(channel: &str, version: Option<&str>, held: Option<Held>) -> Running {
-    Running { product: name("os"), channel: name(channel), version: version.map(name), manifest: None, held }
+    let (product, channel) = (name("os"), name(channel));
+    Running { product, channel, version: version.map(name), manifest: None, held, held_from: None }
 }
 
 pub(super) fn attempt(number: u32, state: AttemptState) -> Attempt {
@@ -202,7 +203,7 @@ on_every_back_end! {
         assert_eq!(report(world, &a, 5, &old, None, NOW).await, PutReport::Recorded);
         assert_eq!(followers(world, NOW).await, [(a, None, None)]);
         let kept = world.db.reports(Some(&a.to_string())).await.expect("list");
-        assert_eq!(kept[&a.to_string()].running[0].held, held);
+        assert_eq!(kept[&a.to_string()].running[0].held, held.map(|held| HeldFrom::new(held, None)));
         // Sent twice, or overtaken on its way.
         let failed = attempt(1, AttemptState::RolledBack);
         assert_eq!(report(world, &a, 5, &new, Some(&failed), NOW + 1).await, PutReport::Known);
@@ -228,6 +229,18 @@ on_every_back_end! {
         world.db.revoke_node(&b.to_string(), NOW).await.expect("revoked");
         assert_eq!(followers(world, NOW + 6).await.len(), 1);
         assert_eq!(world.db.reports(None).await.expect("list").len(), 2);
+    }
+
+    async fn a_failure_is_kept_with_its_release(world: World) {
+        realm(world).await;
+        let a = node(world, "a").await;
+        let failed = Some(Held::Failed { attempts: 2 });
+        let runs = Running { held_from: Some(name("3")), ..running("stable", Some("2"), failed) };
+        report(world, &a, 1, &runs, None, NOW).await;
+        let kept = world.db.reports(None).await.expect("list").remove(&a.to_string()).expect("its report");
+        let kept = kept.running[0].held.clone().expect("a reason");
+        assert_eq!(kept, HeldFrom::new(Held::Failed { attempts: 2 }, Some(&name("3"))));
+        assert_eq!((kept.now(&name("3")), kept.now(&name("4"))), (failed, None));
     }
 
     async fn an_attempt_without_an_end_fails_in_time_and_may_still_succeed(world: World) {

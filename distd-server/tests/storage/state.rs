@@ -2,7 +2,7 @@
 
 use distd_core::fleet::report::AttemptState;
 use distd_core::fleet::rollout::{Held, RolloutId};
-use distd_server::db::{DeviceFilter, FleetGroup, OnChannel, ReportCounts};
+use distd_server::db::{DeviceFilter, FleetGroup, HeldFrom, OnChannel, ReportCounts};
 
 use super::rollouts::{attempt, begun, node, realm, report, running};
 use super::*;
@@ -31,7 +31,7 @@ on_every_back_end! {
         let found = groups(world, NOW + 1).await;
         let counts: Vec<_> = found.iter().map(|g| (state(&g.on), g.devices, g.online)).collect();
         assert_eq!(counts, [(None, 2, 1), (Some((AttemptState::RolledBack, 2, "health")), 1, 1)]);
-        assert_eq!(found[0].on.held, Some(Held::Wave { wave: 2, of: 4 }));
+        assert_eq!(found[0].on.held, Some(HeldFrom::new(Held::Wave { wave: 2, of: 4 }, None)));
         assert_eq!(found[0].on.version, Some(name("2")));
         assert_eq!(world.db.device_count().await.expect("count"), 4);
         let counts = world.db.report_counts(None, None, NOW + 1).await.expect("count");
@@ -98,7 +98,7 @@ on_every_back_end! {
         for group in &found {
             let states = [group.key.clone()];
             let of_group = ids(&DeviceFilter { states: Some(&states), ..DeviceFilter::default() }).await;
-            let wanted = match (group.on.held, &group.on.attempt) {
+            let wanted = match (&group.on.held, &group.on.attempt) {
                 (Some(_), _) => &a,
                 (None, Some(_)) => &b,
                 (None, None) => &c,

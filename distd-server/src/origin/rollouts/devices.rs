@@ -48,7 +48,7 @@ pub(super) fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower])
         let wave = wave_of(&thresholds, point_of(&row.id, &follower.node, follower.comes_first));
         let Some(wave) = wave.and_then(|wave| counted.get_mut(wave)) else { continue };
         wave.counts.members += 1;
-        match standing(&follower.seen(), &goal) {
+        match standing(&follower.seen(goal.version), &goal) {
             Standing::Succeeded => wave.counts.succeeded += 1,
             Standing::Failed => wave.counts.failed += 1,
             Standing::Trying => wave.counts.trying += 1,
