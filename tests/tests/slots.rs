@@ -120,6 +120,11 @@ fn rauc_starts_a_slot_by_its_service() {
 }
 
 #[test]
+fn rauc_with_one_try_for_each_start_does_too() {
+    updates_and_falls_back(Rauc::with_one_try);
+}
+
+#[test]
 fn a_kernel_that_is_a_link_out_of_the_release_is_refused() {
     if !can_mount() {
         return;

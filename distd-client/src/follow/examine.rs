@@ -87,7 +87,8 @@ async fn slots_and_loader(
         Ok(None) => found.finding(
             "boot-loader",
             "its default is none of the slots",
-            "make the slot that works the default once, as slots.md says for this boot loader",
+            "make the slot that works the default once, as slots.md says for this boot loader; where RAUC counts \
+             tries, an agent that runs does so by itself",
         ),
         Err(error) => refused(found, "boot-loader", &error),
     }

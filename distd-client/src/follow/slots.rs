@@ -252,12 +252,11 @@ impl Slots {
         self.loader.try_once(&self.other().name, &about).await
     }
 
-    /// Whether the slot that runs is not the one that starts by default.
+    /// Whether the slot that runs is not the one that starts next.
     ///
     /// # Errors
     /// When the boot loader cannot be asked.
     pub(super) async fn is_unconfirmed(&self) -> anyhow::Result<bool> {
-        let default = self.loader.default_slot().await?;
-        Ok(default.is_some_and(|default| default != self.booted().name))
+        self.loader.would_leave(&self.booted().name).await
     }
 }

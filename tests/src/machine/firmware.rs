@@ -278,7 +278,7 @@ impl Firmware for SystemdBoot {
     }
 }
 
-/// RAUC's service over a bus of its own, with a boot loader that counts two tries.
+/// RAUC's service over a bus of its own, with a boot loader that counts tries.
 pub struct Rauc {
     dir: PathBuf,
     bus: Child,
@@ -286,24 +286,36 @@ pub struct Rauc {
 }
 
 impl Rauc {
-    /// Makes one that starts slot `rootfs.0`.
+    /// Makes one that starts slot `rootfs.0` and gives a slot two tries.
     ///
     /// # Panics
     /// When the bus does not start.
     pub fn make(dir: &Path, disks: &[Loop; 2]) -> Box<dyn Firmware> {
+        Self::with_tries(2, dir, disks)
+    }
+
+    /// As [`make`](Self::make), with one try, as RAUC's own script for GRUB.
+    ///
+    /// # Panics
+    /// When the bus does not start.
+    pub fn with_one_try(dir: &Path, disks: &[Loop; 2]) -> Box<dyn Firmware> {
+        Self::with_tries(1, dir, disks)
+    }
+
+    fn with_tries(tries: u32, dir: &Path, disks: &[Loop; 2]) -> Box<dyn Firmware> {
         let at = dir.display();
         script(
             &dir.join("backend"),
             &format!(
                 "cd {at}\ncase $1 in\nget-primary)\n  for slot in $(cat order); do\n    \
                  [ $(cat tries-$slot) = 0 ] || {{ echo $slot; exit 0; }}\n  done\n  exit 1;;\n\
-                 set-primary)\n  other=$(tr -d \"$2 \" <order); echo $2 $other >order; echo 2 >tries-$2;;\n\
+                 set-primary)\n  other=$(tr -d \"$2 \" <order); echo $2 $other >order; echo {tries} >tries-$2;;\n\
                  get-state) [ $(cat tries-$2) = 0 ] && echo bad || echo good;;\n\
-                 set-state) [ $3 = good ] && echo 2 >tries-$2 || echo 0 >tries-$2;;\nesac"
+                 set-state) [ $3 = good ] && echo {tries} >tries-$2 || echo 0 >tries-$2;;\nesac"
             ),
         );
         fs::write(dir.join("order"), "A B\n").expect("write");
-        fs::write(dir.join("tries-A"), "2\n").expect("write");
+        fs::write(dir.join("tries-A"), format!("{tries}\n")).expect("write");
         fs::write(dir.join("tries-B"), "0\n").expect("write");
         let slot = |number: usize, name: &str| {
             let device = disks[number].path().display();

@@ -74,8 +74,14 @@ pub(super) trait Loader: Send + Sync {
         Ok(())
     }
 
-    /// Slot that starts when no order is open.
+    /// Slot that starts when no order is open; `None` when the boot loader names none.
     async fn default_slot(&self) -> anyhow::Result<Option<Name>>;
+
+    /// Whether the boot loader would leave `booted`, the slot from which the system was started, at
+    /// the next boot. One that names no default is not known to.
+    async fn would_leave(&self, booted: &Name) -> anyhow::Result<bool> {
+        Ok(self.default_slot().await?.is_some_and(|default| default != *booted))
+    }
 
     /// Orders to start a slot at the next boot, once.
     async fn try_once(&self, slot: &Name, release: &About) -> anyhow::Result<()>;

@@ -32,6 +32,9 @@ pub(super) struct Rauc {
 /// State of the slot from which the system was started, in [`SlotStatus`].
 const BOOTED: &str = "booted";
 
+/// Begin of the names of errors that are of the bus and not of RAUC.
+const BUS_ERRORS: &str = "org.freedesktop.DBus.";
+
 /// Name and properties of each slot.
 type SlotStatus = Vec<(String, HashMap<String, OwnedVariant>)>;
 
@@ -112,7 +115,18 @@ impl Loader for Rauc {
     async fn default_slot(&self) -> anyhow::Result<Option<Name>> {
         let answer = self.call("GetPrimary", &()).await;
         let name = answer.and_then(|answer| answer.body().deserialize::<String>());
-        Ok(name.map_err(|error| away(error, "name its primary slot"))?.parse().ok())
+        match name {
+            Ok(name) => Ok(name.parse().ok()),
+            // RAUC itself answers: no slot can be started. D-Bus has errors of its own.
+            Err(zbus::Error::MethodError(name, ..)) if !name.starts_with(BUS_ERRORS) => Ok(None),
+            Err(error) => Err(away(error, "name its primary slot")),
+        }
+    }
+
+    /// Without a primary slot the tries of the slot that runs are used up, as after each start where
+    /// the boot loader's script gives one, as RAUC's for GRUB does.
+    async fn would_leave(&self, booted: &Name) -> anyhow::Result<bool> {
+        Ok(self.default_slot().await?.is_none_or(|primary| primary != *booted))
     }
 
     async fn try_once(&self, slot: &Name, _: &About) -> anyhow::Result<()> {
