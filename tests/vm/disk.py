@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Disk images with two root slots, and a boot loader that boots slot a.
 
-    tests/vm/disk.py LOADER RELEASE.img OUT.img [DATA]     LOADER: systemd-boot or grub
+    tests/vm/disk.py LOADER RELEASE.img OUT.img [DATA]     LOADER: systemd-boot, grub, or rauc, which decides for GRUB
 
 Partitions: `esp`, `root-a` with the release, `root-b` empty, `data` with the files of the directory DATA.
 Nothing is mounted, and root is not needed.
@@ -31,16 +31,34 @@ LEAN_OPTIONS = ("distd.slot={slot} console=ttyS0,115200 panic=5 oops=panic mitig
 GRUB_MODULES = ("part_gpt fat ext2 squash4 normal linux configfile loadenv test regexp search echo reboot sleep serial "
                 "terminal gzio minicmd").split()
 
-# The menu of docs/slots.md: an order that cannot be cleared is not followed.
-GRUB_CONFIG = """\
+GRUB_START = """\
 serial --unit=0 --speed=115200
 terminal_output serial
 load_env
+"""
+# The menu of docs/slots.md: an order that cannot be cleared is not followed.
+GRUB_CHOICE = """\
 set default="${saved_entry}"
 if [ "${next_entry}" ]; then
   set once="${next_entry}"; set next_entry=
   if save_env next_entry; then set default="$once"; fi
 fi
+"""
+# RAUC's variables: the order of the slots, whether each is good, and whether it has had its one try since RAUC was told
+# so. A menu without a slot left tries the good ones again.
+RAUC_CHOICE = """\
+set default=
+for slot in $ORDER; do
+  if [ -z "$default" -a "$slot" = A -a "$A_OK" = 1 -a "$A_TRY" = 0 ]; then set default=a; set A_TRY=1; fi
+  if [ -z "$default" -a "$slot" = B -a "$B_OK" = 1 -a "$B_TRY" = 0 ]; then set default=b; set B_TRY=1; fi
+done
+if [ -z "$default" ]; then
+  set A_TRY=0; set B_TRY=0
+  if [ "$A_OK" = 1 ]; then set default=a; else set default=b; fi
+fi
+save_env A_TRY B_TRY
+"""
+GRUB_END = """\
 # An entry that cannot be loaded must not end in a menu. A list is of numbers: GRUB takes "a b" for one id.
 set fallback="0 1"
 set timeout=0
@@ -98,19 +116,25 @@ def systemd_boot_entry(slot, version, options=OPTIONS):
             f"initrd /distd/{slot}/initrd.img\noptions {options.format(slot=slot)}\n")
 
 
-def grub(esp, _release, options):
+def grub(esp, _release, options, choice=GRUB_CHOICE, variables=("saved_entry=a",)):
     """Fills the directory of an ESP: GRUB with its configuration and environment block."""
     (esp / "EFI/BOOT").mkdir(parents=True)
     (esp / "grub").mkdir()
     run("grub-mkimage", "-O", "x86_64-efi", "-p", "/grub", "-o", esp / "EFI/BOOT/BOOTX64.EFI", *GRUB_MODULES)
-    entries = [GRUB_ENTRY.format(slot=slot, partition=partition, options=options.format(slot=slot))
+    entries = [GRUB_ENTRY.format(slot=slot, partition=partition, options=options.format(slot=slot, rauc=slot.upper()))
                for slot, partition in (("a", 2), ("b", 3))]
-    (esp / "grub/grub.cfg").write_text(GRUB_CONFIG + "".join(entries))
+    (esp / "grub/grub.cfg").write_text(GRUB_START + choice + GRUB_END + "".join(entries))
     run("grub-editenv", esp / "grub/grubenv", "create")
-    run("grub-editenv", esp / "grub/grubenv", "set", "saved_entry=a")
+    run("grub-editenv", esp / "grub/grubenv", "set", *variables)
 
 
-LOADERS = {"systemd-boot": systemd_boot, "grub": grub}
+def rauc(esp, release, options):
+    """As `grub`, with the menu and the variables of RAUC."""
+    options += " rauc.slot={rauc}"
+    grub(esp, release, options, RAUC_CHOICE, ("ORDER=A B", "A_OK=1", "A_TRY=0", "B_OK=0", "B_TRY=0"))
+
+
+LOADERS = {"systemd-boot": systemd_boot, "grub": grub, "rauc": rauc}
 
 
 def make(loader, release, out, data=None, layout=None, options=OPTIONS, tools=None):

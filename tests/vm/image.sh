@@ -32,7 +32,7 @@ make_base() {
   done
   # The initrd is made with our settings when the kernel is installed.
   SOURCE_DATE_EPOCH=$epoch mmdebstrap --quiet --mode=root --format=tar --variant=essential \
-    --include=systemd-sysv,udev,kmod,linux-image-amd64,initramfs-tools,zstd,systemd-boot,grub2-common,e2fsprogs,dosfstools,iproute2,procps \
+    --include=systemd-sysv,udev,kmod,linux-image-amd64,initramfs-tools,zstd,systemd-boot,grub2-common,e2fsprogs,dosfstools,iproute2,procps,rauc-service \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
     --dpkgopt='path-exclude=/lib/modules/*/kernel/*' "${keep[@]}" \

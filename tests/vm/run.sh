@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Debian 12 with two root slots in a virtual machine, updated by distd under a real boot loader. By hand, as root.
 #
-#   tests/vm/run.sh grub|systemd-boot            an origin on loopback, a device in the machine, releases 1 to 5
+#   tests/vm/run.sh grub|systemd-boot|rauc       an origin on loopback, a device in the machine, releases 1 to 5; rauc:
+#                                                GRUB, for which RAUC's service decides
 #   tests/vm/run.sh --prove grub|systemd-boot    the boot loader alone, without the agent
 #   tests/vm/run.sh --cuts grub|systemd-boot healthy|sick [OPTION...]
 #                                                power cuts of an update, recorded, rebuilt and booted: options of cuts.py
@@ -21,7 +22,10 @@ skipped() { echo "skipped: $1"; exit 0; }
 mode=
 case ${1:-} in --prove|--cuts) mode=$1; shift ;; esac
 loader=${1:-}
-case $loader in grub|systemd-boot) ;; *) echo "usage: tests/vm/run.sh [--prove|--cuts] grub|systemd-boot" >&2; exit 2 ;; esac
+case $mode:$loader in
+  *:grub|*:systemd-boot|:rauc) ;;
+  *) echo "usage: tests/vm/run.sh [--prove|--cuts] grub|systemd-boot|rauc, rauc without an option" >&2; exit 2 ;;
+esac
 [ "$(id -u)" = 0 ] || skipped "images are made as root"
 [ "$(uname -m)" = x86_64 ] || skipped "the machine is x86_64"
 need qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk \
@@ -58,7 +62,8 @@ if [ "$mode" = --prove ]; then
   exit
 fi
 echo "== origin, releases, device"
-start_origin
+# What is tested is what boots, not the bytes of an update.
+start_origin --patches false
 for version in 1 2 3 4 5; do
   admin -q push "$images/release-$version.img" --product os --version "$version"
 done

@@ -123,8 +123,8 @@ impl Loader for Rauc {
         }
     }
 
-    /// Without a primary slot the tries of the slot that runs are used up, as after each start where
-    /// the boot loader's script gives one, as RAUC's for GRUB does.
+    /// Without a primary slot the tries of the slot that runs are used up, as after each start
+    /// where the boot loader's script gives one try.
     async fn would_leave(&self, booted: &Name) -> anyhow::Result<bool> {
         Ok(self.default_slot().await?.is_none_or(|primary| primary != *booted))
     }
