@@ -33,7 +33,7 @@ pub enum Withdraw {
     Running(u64),
 }
 
-/// Who removes a release.
+/// The one who removes a release: only what a policy gave up comes back when a node runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Remover {
     Operator,
