@@ -141,10 +141,16 @@ on_every_back_end! {
         db.fail_patch_set(&row.key, &one, "too late", later).await.expect("fail");
         assert!(!finish(&one).await, "it is another's");
         assert!(finish(&two).await);
-        // The signed list does not name it yet.
+        // The signed list does not name it yet: nobody is told that it is ready.
+        let state = async || {
+            let row = db.patch_set(&row.key).await.expect("row").expect("a set");
+            (row.state, db.patch_sets_waiting().await.expect("count"))
+        };
+        assert_eq!(state().await, (PatchSetState::Building, 1));
         assert_eq!(db.products_to_list().await.expect("products"), std::slice::from_ref(&os));
         assert_eq!(db.sets_to_list(&os).await.expect("sets"), std::slice::from_ref(&row.key));
-        db.sets_are_listed(&[row.key]).await.expect("listed");
+        db.sets_are_listed(std::slice::from_ref(&row.key)).await.expect("listed");
+        assert_eq!(state().await, (PatchSetState::Ready, 0));
         assert!(db.products_to_list().await.expect("products").is_empty());
     }
 

@@ -24,9 +24,9 @@ pub struct Wanted {
 pub enum PatchSetState {
     /// The set waits for its turn.
     Queued,
-    /// The set is being made, or its origin ended while it was.
+    /// The set is being made, or is made and not signed yet, or its origin ended meanwhile.
     Building,
-    /// The set is made, or no patch would save anything.
+    /// Devices find the set in the signed metadata, or no patch would save anything.
     Ready,
     /// The set could not be made.
     Failed,

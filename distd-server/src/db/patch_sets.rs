@@ -72,9 +72,9 @@ pub struct PatchSetRow {
     pub from_version: Option<Name>,
     /// The version it leads to, as asked for first.
     pub to_version: Name,
-    /// Its state.
+    /// Its state; a set that is made is `Building` until the list that devices read names it.
     pub state: PatchSetState,
-    /// Manifest of the set; `None` until it is ready, and then too when no patch would save
+    /// Manifest of the set; `None` until it is made, and then too when no patch would save
     /// anything.
     pub set: Option<ManifestId>,
     /// Length of the set, bytes.
@@ -109,7 +109,7 @@ pub struct MadeSet {
 }
 
 const COLUMNS: &str = "product, from_version, to_version, from_manifest, to_manifest, state, set_manifest, bytes, \
-                       packed, patches, requested_by, error, created, started, finished";
+                       packed, patches, requested_by, error, created, started, finished, unlisted";
 
 const KEY: &str = "product = $1 AND from_manifest = $2 AND to_manifest = $3";
 
@@ -125,7 +125,10 @@ fn read(row: &AnyRow) -> Result<PatchSetRow, sqlx::Error> {
             _ => Some(row.parsed("from_version")?),
         },
         to_version: row.parsed("to_version")?,
-        state: row.parsed("state")?,
+        state: match row.parsed("state")? {
+            PatchSetState::Ready if row.number("unlisted")? > 0 => PatchSetState::Building,
+            state => state,
+        },
         set: row.hash_or_none("set_manifest")?.map(ManifestId),
         bytes: row.number("bytes")?,
         packed: row.number("packed")?,
@@ -451,14 +454,14 @@ impl Db {
         done.map(drop).map_err(failed("queue a patch set again"))
     }
 
-    /// Number of sets that wait or are being made.
+    /// Number of sets that wait, are being made, or are not listed yet.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn patch_sets_waiting(&self) -> Result<u64, DbError> {
         let what = "count the patch sets that wait";
         let row =
-            sqlx::query("SELECT COUNT(*) AS waiting FROM patch_sets WHERE state IN ('queued', 'building')")
+            sqlx::query("SELECT COUNT(*) AS waiting FROM patch_sets WHERE state IN ('queued', 'building') OR unlisted = 1")
                 .fetch_one(&self.pool)
                 .await
                 .map_err(failed(what))?;
