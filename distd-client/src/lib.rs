@@ -8,13 +8,16 @@
 //! directory on the release of a channel. [`gateway`] gives releases to updaters that speak HTTP,
 //! [`apt`] packages to apt. [`tickets`] shares an artifact with machines of no realm. [`cutting`]
 //! makes chunks of one.
+//! [`cli`] is the command line of all that, [`api`] the client of the origin's HTTP API.
 //! [`disk`] has the operations on the device's files and disks, [`failure`] the kinds of failures,
 //! [`progress`] the receiver of progress.
 //!
 //! The program `distd` is a thin command line on this library; `examples/pull.rs` is the smallest
 //! program that embeds it. docs/architecture.md places the device among the other parts.
 
+pub mod api;
 pub mod apt;
+pub mod cli;
 pub mod config;
 pub mod cutting;
 pub mod disk;

@@ -1,8 +1,9 @@
 //! One image, end to end: pushed, pulled through a relay, updated.
 
 use std::fs;
+use std::process::Command;
 
-use distd_tests::lab::{Lab, same};
+use distd_tests::lab::{Lab, Outcome, binary, same};
 use distd_tests::{Rng, artifacts};
 
 #[test]
@@ -103,8 +104,7 @@ fn a_directory_comes_back_with_its_links_modes_and_bytes() {
     lab.pull("d", "tree@1", &out, &[]).ok();
     let update = lab.pull("d", "tree@2", &out, &[]).ok();
     assert!(update.number("held_bytes") > update.number("artifact_bytes") / 2, "{}", update.json);
-    let diff =
-        std::process::Command::new("diff").arg("-r").arg("--no-dereference").arg(&tree).arg(&out).output();
+    let diff = Command::new("diff").arg("-r").arg("--no-dereference").arg(&tree).arg(&out).output();
     let diff = diff.expect("run diff");
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
     let meta = fs::metadata(out.join("usr/lib/part1/script")).expect("script");
@@ -144,7 +144,7 @@ impl LoopDevices {
         for n in 0..count {
             let backing = lab.path(&format!("backing-{bytes}-{n}"));
             fs::File::create(&backing).and_then(|f| f.set_len(bytes)).expect("backing file");
-            let made = std::process::Command::new("losetup").args(["-f", "--show"]).arg(&backing).output();
+            let made = Command::new("losetup").args(["-f", "--show"]).arg(&backing).output();
             let made = made.expect("run losetup");
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
             paths.push(String::from_utf8_lossy(&made.stdout).trim().into());
@@ -160,7 +160,38 @@ impl LoopDevices {
 impl Drop for LoopDevices {
     fn drop(&mut self) {
         for path in &self.0 {
-            let _ = std::process::Command::new("losetup").arg("-d").arg(path).status();
+            let _ = Command::new("losetup").arg("-d").arg(path).status();
         }
     }
+}
+
+#[test]
+fn the_program_of_devices_alone_keeps_a_device_up_to_date() {
+    let lab = Lab::start();
+    let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 13);
+    lab.push(&v1, "os", "1").ok();
+    lab.push(&v2, "os", "2").ok();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(binary("distd-device"));
+        command.arg("--json").arg("--data").arg(lab.path("d")).args(args);
+        Outcome::of(command.output().expect("run distd-device"))
+    };
+    let token = lab.join_token("leaf", 1);
+    run(&["enroll", "--parent", lab.quic(), "--token", &token]).ok();
+    // Tests stay on the loopback interface.
+    lab.configure("d", "mdns = false\n");
+    let slot = lab.path("slot").display().to_string();
+    run(&["pull", "os@1", "--out", &slot]).ok();
+    let update = run(&["pull", "os@2", "--out", &slot]).ok();
+    assert!(update.number("held_bytes") > 0, "{}", update.json);
+    run(&["verify", &slot]).ok();
+    assert!(same(lab.path("slot").as_path(), &v2));
+    // What release engineers do is not in it.
+    let refused = run(&["push", &slot, "--product", "os", "--version", "3"]);
+    assert_eq!(refused.code, 2, "{}", refused.json);
+    assert!(
+        refused.json["error"]["message"].as_str().expect("a message").contains("push"),
+        "{}",
+        refused.json
+    );
 }

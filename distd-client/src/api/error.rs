@@ -3,7 +3,7 @@
 use reqwest::StatusCode;
 
 use super::ServerUrl;
-use distd_client::failure::{Code, Failure, is_certificate_error};
+use crate::failure::{Code, Failure, is_certificate_error};
 use distd_core::api::{ErrorBody, ErrorDetail, code};
 
 /// Longest quote from an answer that is not the API's own, in characters.
@@ -11,7 +11,7 @@ const QUOTE_MAX: usize = 200;
 
 /// Reasons why a request failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ApiError {
+pub enum ApiError {
     /// The HTTP client could not be built.
     #[error("could not prepare the HTTP client")]
     Client(#[source] reqwest::Error),
@@ -107,17 +107,25 @@ impl ApiError {
     }
 
     /// Returns whether the server knows the token but the token lacks the right.
-    pub(crate) fn is_forbidden(&self) -> bool {
+    pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Answered { status, .. } if *status == StatusCode::FORBIDDEN)
     }
 
     /// Returns whether the requested object does not exist.
-    pub(crate) fn is_not_found(&self) -> bool {
+    pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Answered { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 
+    /// Returns the failure of a command that names a node.
+    pub fn about_a_node(self) -> Failure {
+        match self.is_not_found() {
+            true => Failure::from(self).next("list the nodes: distd node ls"),
+            false => Failure::from(self),
+        }
+    }
+
     /// Returns the API's error code; empty when the answer is not the API's.
-    pub(crate) fn code(&self) -> &str {
+    pub fn code(&self) -> &str {
         match self {
             Self::Answered { code, .. } => code,
             _ => "",
@@ -126,12 +134,12 @@ impl ApiError {
 
     /// Returns whether the upload is unknown, already finished or short of a chunk. The caller then
     /// begins a new upload; the origin still finds the chunks that were sent before.
-    pub(crate) fn is_upload_gone(&self) -> bool {
+    pub fn is_upload_gone(&self) -> bool {
         matches!(self, Self::Answered { code, .. } if code == code::UNKNOWN_UPLOAD || code == code::CONFLICT)
     }
 
     /// Returns whether the same request may succeed a moment later.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Broken { .. } => true,
             Self::Answered { status, .. } => matches!(status.as_u16(), 408 | 429 | 502..=504),
@@ -211,7 +219,7 @@ impl From<ApiError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distd_client::failure::{advice, code_of};
+    use crate::failure::{advice, code_of};
 
     #[test]
     fn http_statuses_become_exit_codes_with_the_servers_advice() {

@@ -27,10 +27,10 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use error::ApiError;
-pub(crate) use space::QuotaOf;
-pub(crate) use upload::{CommitRequest, Upload, persistently};
-pub(crate) use url::ServerUrl;
+pub use error::ApiError;
+pub use space::QuotaOf;
+pub use upload::{CommitRequest, Upload, persistently};
+pub use url::ServerUrl;
 
 /// Time limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -48,11 +48,11 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Parameters of a request; one without a value is left out.
-pub(crate) type Query = [(&'static str, Option<String>)];
+pub type Query = [(&'static str, Option<String>)];
 
 /// Client of the origin's HTTP API with one token. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Api {
+pub struct Api {
     client: Client,
     server: ServerUrl,
     authorization: Option<HeaderValue>,
@@ -64,7 +64,7 @@ impl Api {
     ///
     /// # Errors
     /// [`ApiError::Client`].
-    pub(crate) fn new(server: ServerUrl, token: Option<&ApiToken>) -> Result<Self, ApiError> {
+    pub fn new(server: ServerUrl, token: Option<&ApiToken>) -> Result<Self, ApiError> {
         let anchor = token.map(|token| TrustAnchor::Fingerprint(*token.ca_fingerprint()));
         let authorization = token.map(|token| {
             let text = format!("Bearer {}", token.to_secret_string());
@@ -79,7 +79,7 @@ impl Api {
     ///
     /// # Errors
     /// [`ApiError::Client`].
-    pub(crate) fn anonymous(server: ServerUrl, anchor: TrustAnchor) -> Result<Self, ApiError> {
+    pub fn anonymous(server: ServerUrl, anchor: TrustAnchor) -> Result<Self, ApiError> {
         Self::with_anchor(server, Some(anchor), None)
     }
 
@@ -111,7 +111,7 @@ impl Api {
     }
 
     /// Returns the URL of the server.
-    pub(crate) fn server(&self) -> &ServerUrl {
+    pub fn server(&self) -> &ServerUrl {
         &self.server
     }
 
@@ -184,7 +184,7 @@ impl Api {
 
     /// Checks that the server accepts the token. Any answer but a rejection of the token itself
     /// counts as acceptance.
-    pub(crate) async fn check_token(&self) -> Result<(), ApiError> {
+    pub async fn check_token(&self) -> Result<(), ApiError> {
         match self.send(self.request(Method::GET, &["v1", "products"]).timeout(ANSWER)).await {
             // A token without the right to read is valid all the same.
             Err(error) if error.is_forbidden() => Ok(()),
@@ -193,12 +193,12 @@ impl Api {
     }
 
     /// Returns one release.
-    pub(crate) async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
+    pub async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
         self.get(&["v1", "products", product, "releases", version]).await
     }
 
     /// Has metadata signed for a bundle with a release.
-    pub(crate) async fn sign_for_bundle(
+    pub async fn sign_for_bundle(
         &self,
         product: &Name,
         version: &Name,
@@ -209,13 +209,13 @@ impl Api {
     }
 
     /// Returns one channel.
-    pub(crate) async fn channel(&self, product: &str, channel: &str) -> Result<Channel, ApiError> {
+    pub async fn channel(&self, product: &str, channel: &str) -> Result<Channel, ApiError> {
         self.get(&["v1", "products", product, "channels", channel]).await
     }
 
     /// Points a channel at a version. With `downgrade`, devices that have a later version are
     /// ordered back to this one.
-    pub(crate) async fn set_channel(
+    pub async fn set_channel(
         &self,
         product: &str,
         channel: &str,
@@ -229,7 +229,7 @@ impl Api {
     }
 
     /// Has the rollouts of a channel wait for the approval of a second token, or not.
-    pub(crate) async fn set_approval(
+    pub async fn set_approval(
         &self,
         product: &str,
         channel: &str,
@@ -241,7 +241,7 @@ impl Api {
 
     /// Returns at most `limit` changes of a channel, newest first, that precede the change
     /// `before`.
-    pub(crate) async fn channel_history(
+    pub async fn channel_history(
         &self,
         product: &str,
         channel: &str,
@@ -257,7 +257,7 @@ impl Api {
     }
 
     /// Asks the origin to make the patches to one version from another, or from nothing.
-    pub(crate) async fn make_patches(
+    pub async fn make_patches(
         &self,
         product: &str,
         from: Option<&str>,
@@ -268,12 +268,12 @@ impl Api {
     }
 
     /// Returns the patch sets of a product.
-    pub(crate) async fn patches(&self, product: &str) -> Result<PatchSetList, ApiError> {
+    pub async fn patches(&self, product: &str) -> Result<PatchSetList, ApiError> {
         self.get(&["v1", "products", product, "patches"]).await
     }
 
     /// Makes an API token. The answer has the token's text, which the origin never shows again.
-    pub(crate) async fn create_token(
+    pub async fn create_token(
         &self,
         label: &str,
         scopes: &[String],
@@ -290,7 +290,7 @@ impl Api {
     }
 
     /// Makes a join token, with the labels that nodes get when they enrol with it.
-    pub(crate) async fn create_join_token(
+    pub async fn create_join_token(
         &self,
         role: Role,
         uses: u32,
@@ -305,17 +305,17 @@ impl Api {
     }
 
     /// Returns the API tokens, without their secrets.
-    pub(crate) async fn tokens(&self) -> Result<TokenList, ApiError> {
+    pub async fn tokens(&self) -> Result<TokenList, ApiError> {
         self.get(&["v1", "tokens"]).await
     }
 
     /// Returns the join tokens, without their secrets.
-    pub(crate) async fn join_tokens(&self) -> Result<JoinTokenList, ApiError> {
+    pub async fn join_tokens(&self) -> Result<JoinTokenList, ApiError> {
         self.get(&["v1", "join-tokens"]).await
     }
 
     /// Returns the token that this client uses.
-    pub(crate) async fn own_token(&self) -> Result<Token, ApiError> {
+    pub async fn own_token(&self) -> Result<Token, ApiError> {
         self.get(&["v1", "token"]).await
     }
 
@@ -324,106 +324,106 @@ impl Api {
     }
 
     /// Revokes a join token.
-    pub(crate) async fn revoke_join_token(&self, id: &str) -> Result<(), ApiError> {
+    pub async fn revoke_join_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "join-tokens", id]).await
     }
 
     /// Removes a channel.
-    pub(crate) async fn remove_channel(&self, product: &str, channel: &str) -> Result<(), ApiError> {
+    pub async fn remove_channel(&self, product: &str, channel: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "products", product, "channels", channel]).await
     }
 
     /// Returns the channels of a product.
-    pub(crate) async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
+    pub async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
         self.get(&["v1", "products", product, "channels"]).await
     }
 
     /// Makes a token of DDI devices.
-    pub(crate) async fn make_ddi_token(&self, new: &NewDdiToken) -> Result<MadeDdiToken, ApiError> {
+    pub async fn make_ddi_token(&self, new: &NewDdiToken) -> Result<MadeDdiToken, ApiError> {
         self.with_body(Method::POST, &["v1", "ddi", "tokens"], new).await
     }
 
     /// Returns the tokens of DDI devices.
-    pub(crate) async fn ddi_tokens(&self) -> Result<DdiTokenList, ApiError> {
+    pub async fn ddi_tokens(&self) -> Result<DdiTokenList, ApiError> {
         self.get(&["v1", "ddi", "tokens"]).await
     }
 
     /// Revokes a token of DDI devices.
-    pub(crate) async fn revoke_ddi_token(&self, id: &str) -> Result<(), ApiError> {
+    pub async fn revoke_ddi_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "ddi", "tokens", id]).await
     }
 
     /// Sets the file name of a product.
-    pub(crate) async fn set_file_name(&self, product: &str, name: &str) -> Result<Product, ApiError> {
+    pub async fn set_file_name(&self, product: &str, name: &str) -> Result<Product, ApiError> {
         let path = ["v1", "products", product, "file-name"];
         // The origin reads the releases of the product's channels before it answers.
         self.send_json(self.request(Method::PUT, &path).json(&FileName { name: name.to_owned() })).await
     }
 
     /// Removes the file name of a product.
-    pub(crate) async fn remove_file_name(&self, product: &str) -> Result<(), ApiError> {
+    pub async fn remove_file_name(&self, product: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "products", product, "file-name"]).await
     }
 
     /// Registers a webhook. The answer has the key of its signatures, which the origin never shows
     /// again.
-    pub(crate) async fn add_webhook(&self, new: &NewWebhook) -> Result<MadeWebhook, ApiError> {
+    pub async fn add_webhook(&self, new: &NewWebhook) -> Result<MadeWebhook, ApiError> {
         self.with_body(Method::POST, &["v1", "webhooks"], new).await
     }
 
     /// Returns the webhooks and how they fare.
-    pub(crate) async fn webhooks(&self) -> Result<WebhookList, ApiError> {
+    pub async fn webhooks(&self) -> Result<WebhookList, ApiError> {
         self.get(&["v1", "webhooks"]).await
     }
 
     /// Removes a webhook.
-    pub(crate) async fn remove_webhook(&self, id: &str) -> Result<(), ApiError> {
+    pub async fn remove_webhook(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "webhooks", id]).await
     }
 
     /// Returns the newest events of a webhook.
-    pub(crate) async fn webhook_deliveries(&self, id: &str) -> Result<WebhookDeliveryList, ApiError> {
+    pub async fn webhook_deliveries(&self, id: &str) -> Result<WebhookDeliveryList, ApiError> {
         self.get(&["v1", "webhooks", id, "deliveries"]).await
     }
 
     /// Has the origin try a webhook now.
-    pub(crate) async fn test_webhook(&self, id: &str) -> Result<WebhookTest, ApiError> {
+    pub async fn test_webhook(&self, id: &str) -> Result<WebhookTest, ApiError> {
         self.send_json(self.request(Method::POST, &["v1", "webhooks", id, "test"]).timeout(ANSWER)).await
     }
 
     /// Has the origin try events again.
-    pub(crate) async fn retry_webhook(&self, id: &str) -> Result<WebhookRetry, ApiError> {
+    pub async fn retry_webhook(&self, id: &str) -> Result<WebhookRetry, ApiError> {
         self.send_json(self.request(Method::POST, &["v1", "webhooks", id, "retry"]).timeout(ANSWER)).await
     }
 
     /// Returns the products that the token can see.
-    pub(crate) async fn products(&self) -> Result<ProductList, ApiError> {
+    pub async fn products(&self) -> Result<ProductList, ApiError> {
         self.get(&["v1", "products"]).await
     }
 
     /// Revokes an API token.
-    pub(crate) async fn revoke_token(&self, id: &str) -> Result<(), ApiError> {
+    pub async fn revoke_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "tokens", id]).await
     }
 
     /// Returns the nodes of the realm.
-    pub(crate) async fn nodes(&self) -> Result<NodeList, ApiError> {
+    pub async fn nodes(&self) -> Result<NodeList, ApiError> {
         self.get(&["v1", "nodes"]).await
     }
 
     /// Revokes a node.
-    pub(crate) async fn revoke_node(&self, id: &str) -> Result<(), ApiError> {
+    pub async fn revoke_node(&self, id: &str) -> Result<(), ApiError> {
         self.send(self.request(Method::POST, &["v1", "nodes", id, "revoke"]).timeout(ANSWER)).await.map(drop)
     }
 
     /// Revokes a node and the join tokens it enrolled with.
-    pub(crate) async fn revoke_node_and_tokens(&self, id: &str) -> Result<RevokedNode, ApiError> {
+    pub async fn revoke_node_and_tokens(&self, id: &str) -> Result<RevokedNode, ApiError> {
         let body = RevokeNode { tokens: true };
         self.with_body(Method::POST, &["v1", "nodes", id, "revoke"], &body).await
     }
 
     /// Does one enrolment exchange over HTTPS; both bodies are msgpack.
-    pub(crate) async fn enroll(&self, message: Vec<u8>) -> Result<Bytes, ApiError> {
+    pub async fn enroll(&self, message: Vec<u8>) -> Result<Bytes, ApiError> {
         let request = self.request(Method::POST, &["v1", "enroll"]).timeout(ANSWER);
         self.send(request.header(CONTENT_TYPE, "application/msgpack").body(message)).await
     }

@@ -7,7 +7,7 @@ use super::{Api, ApiError};
 
 impl Api {
     /// Begins a rollout.
-    pub(crate) async fn start_rollout(
+    pub async fn start_rollout(
         &self,
         product: &str,
         channel: &str,
@@ -19,12 +19,12 @@ impl Api {
     }
 
     /// Returns the rollout of a channel that is under way, or else the newest.
-    pub(crate) async fn rollout(&self, product: &str, channel: &str) -> Result<RolloutDetail, ApiError> {
+    pub async fn rollout(&self, product: &str, channel: &str) -> Result<RolloutDetail, ApiError> {
         self.get(&["v1", "products", product, "channels", channel, "rollout"]).await
     }
 
     /// Gives an order about the rollout of a channel that is under way.
-    pub(crate) async fn order_rollout(
+    pub async fn order_rollout(
         &self,
         product: &str,
         channel: &str,
@@ -35,7 +35,7 @@ impl Api {
     }
 
     /// Returns the newest rollouts of a channel.
-    pub(crate) async fn rollouts(&self, product: &str, channel: &str) -> Result<RolloutList, ApiError> {
+    pub async fn rollouts(&self, product: &str, channel: &str) -> Result<RolloutList, ApiError> {
         self.get(&["v1", "products", product, "channels", channel, "rollouts"]).await
     }
 }

@@ -26,7 +26,7 @@ const PAUSES: [Duration; 5] = [
 
 /// An open upload. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Upload {
+pub struct Upload {
     api: Api,
     id: String,
     cut: CutParams,
@@ -34,22 +34,22 @@ pub(crate) struct Upload {
 }
 
 /// Contents of a commit.
-pub(crate) struct CommitRequest {
+pub struct CommitRequest {
     /// Length of a tree's listing in bytes; `None` for a file.
-    pub(crate) listing_bytes: Option<u64>,
+    pub listing_bytes: Option<u64>,
     /// Length of the artifact in bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// BLAKE3 of the artifact.
-    pub(crate) blake3: ArtifactHash,
+    pub blake3: ArtifactHash,
     /// The chunks in artifact order, [`RUN_BYTES`](api::RUN_BYTES) per run.
-    pub(crate) runs: Bytes,
+    pub runs: Bytes,
 }
 
 /// Repeats `attempt` after a failure that may be temporary. The request must be safe to send twice.
 ///
 /// # Errors
 /// The error of the last attempt.
-pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
+pub async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, ApiError> {
     for pause in PAUSES {
@@ -70,12 +70,7 @@ pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
 
 impl Api {
     /// Begins an upload of `bytes` bytes, or resumes this token's open upload of the same version.
-    pub(crate) async fn begin_upload(
-        &self,
-        product: &str,
-        version: &str,
-        bytes: u64,
-    ) -> Result<Upload, ApiError> {
+    pub async fn begin_upload(&self, product: &str, version: &str, bytes: u64) -> Result<Upload, ApiError> {
         let path = ["v1", "products", product, "releases", version, "uploads"];
         let announced = Announced { bytes: Some(bytes) };
         let begun: api::Upload = persistently(|| self.with_body(Method::POST, &path, &announced)).await?;
@@ -85,12 +80,12 @@ impl Api {
 
 impl Upload {
     /// Returns the chunk sizes that the product is cut with.
-    pub(crate) fn cut(&self) -> CutParams {
+    pub fn cut(&self) -> CutParams {
         self.cut
     }
 
     /// Returns whether the upload resumes an earlier, interrupted push of this version.
-    pub(crate) fn is_resumed(&self) -> bool {
+    pub fn is_resumed(&self) -> bool {
         self.resumed
     }
 
@@ -106,7 +101,7 @@ impl Upload {
 
     /// Returns for each of at most [`HASHES_MAX`](api::HASHES_MAX) hashes whether the origin lacks
     /// the chunk.
-    pub(crate) async fn missing(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, ApiError> {
+    pub async fn missing(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, ApiError> {
         let mut body = Vec::with_capacity(hashes.len() * 32);
         for hash in hashes {
             body.extend_from_slice(hash.as_bytes());
@@ -122,12 +117,12 @@ impl Upload {
     }
 
     /// Sends chunk records. The records are durable at the origin when this returns.
-    pub(crate) async fn put_chunks(&self, records: &[Bytes]) -> Result<(), ApiError> {
+    pub async fn put_chunks(&self, records: &[Bytes]) -> Result<(), ApiError> {
         persistently(|| self.api.send(self.post("chunks", records.to_vec()))).await.map(drop)
     }
 
     /// Makes the release. The returned flag says whether the release existed already.
-    pub(crate) async fn commit(&self, request: &CommitRequest) -> Result<(Release, bool), ApiError> {
+    pub async fn commit(&self, request: &CommitRequest) -> Result<(Release, bool), ApiError> {
         let CommitRequest { listing_bytes, bytes, blake3, runs } = request;
         let commit = Commit { listing_bytes: *listing_bytes, cut: self.cut, bytes: *bytes, blake3: *blake3 };
         let head = Bytes::from(commit.head(runs.len() as u32));

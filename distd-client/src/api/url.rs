@@ -7,7 +7,7 @@ use url::{Host, Url};
 
 /// Reasons why a string is not a server URL.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ServerUrlError {
+pub enum ServerUrlError {
     /// The string is not a URL.
     #[error("{0:?} is no URL; write https://HOST:PORT")]
     Malformed(String, #[source] url::ParseError),
@@ -25,7 +25,7 @@ pub(crate) enum ServerUrlError {
 
 /// A validated server URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ServerUrl(Url);
+pub struct ServerUrl(Url);
 
 impl ServerUrl {
     /// Parses `text`. Plain HTTP is accepted for loopback hosts only, and only when `plain_http` is
@@ -33,7 +33,7 @@ impl ServerUrl {
     ///
     /// # Errors
     /// [`ServerUrlError`].
-    pub(crate) fn parse(text: &str, plain_http: bool) -> Result<Self, ServerUrlError> {
+    pub fn parse(text: &str, plain_http: bool) -> Result<Self, ServerUrlError> {
         let shape = || ServerUrlError::Shape(text.to_owned());
         let mut url = Url::parse(text).map_err(|cause| match text.contains("://") {
             true => ServerUrlError::Malformed(text.to_owned(), cause),
@@ -58,7 +58,7 @@ impl ServerUrl {
 
     /// Returns whether the host is a loopback address or `localhost`, the one name that always
     /// means this machine.
-    pub(crate) fn is_loopback(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         match self.0.host() {
             Some(Host::Ipv4(ip)) => ip.is_loopback(),
             Some(Host::Ipv6(ip)) => IpAddr::V6(ip).to_canonical().is_loopback(),

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
+use distd_client::api::Api;
+use distd_client::cli::parse::moment;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{table, time};
 use distd_core::api::{AUDIT_PAGE, AUDIT_PAGE_MAX, AuditEntry, AuditPage};
@@ -11,9 +14,6 @@ use distd_core::fleet::audit::{AuditChain, AuditHead};
 use serde::Serialize;
 
 use super::exported::lines;
-use super::parse::moment;
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
 
 /// Longest line of an exported log, bytes. A description of a release or grant takes a few hundred.
 const LINE_BYTES_MAX: u64 = 1 << 20;

@@ -1,16 +1,15 @@
 //! `distd channel`: shows and changes which release a channel points to.
 
 use clap::Subcommand;
-use distd_core::names::Name;
-use serde::Serialize;
-
-use super::parse::ChannelName;
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
+use distd_client::api::Api;
+use distd_client::cli::parse::ChannelName;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
 use distd_core::api::{CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList};
+use distd_core::names::Name;
+use serde::Serialize;
 
 /// List, show, set or remove channels.
 #[derive(clap::Args)]

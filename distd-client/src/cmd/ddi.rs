@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use distd_peer::trust::files;
-use serde::Serialize;
-
-use super::parse::{ChannelName, duration, token_id};
-use crate::context::{ApiArgs, Context};
+use distd_client::cli::parse::{ChannelName, duration, token_id};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{table, time};
 use distd_core::api::{DdiToken, NewDdiToken};
 use distd_core::fleet::{LabelKey, LabelValue, assignable_label};
+use distd_peer::trust::files;
+use serde::Serialize;
 
 /// Manage devices whose update client speaks hawkBit's DDI, such as SWUpdate and
 /// rauc-hawkbit-updater.

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-
-use crate::context::Context;
-use crate::explain::{explain, html, text};
-use crate::shown::ShownProgress;
+use distd_client::cli::Context;
+use distd_client::cli::ShownProgress;
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress as _;
+
+use crate::explain::{explain, html, text};
 
 /// Show where the delta between two artifacts comes from, and what to change to shrink it.
 ///

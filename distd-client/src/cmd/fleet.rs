@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use distd_client::api::ApiError;
+use distd_client::cli::parse::node_id;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, joined, table, time};
 use distd_core::api::{
@@ -14,9 +17,7 @@ use distd_core::fleet::state::{Contact, UpdateState};
 use distd_core::names::Name;
 use distd_core::text::shown;
 
-use super::node::{node_text, unknown};
-use super::parse::node_id;
-use crate::context::{ApiArgs, Context};
+use super::node::node_text;
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
@@ -277,7 +278,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Show { id, api } => {
-            let found = context.api(&api)?.fleet_node(&id).await.map_err(unknown)?;
+            let found = context.api(&api)?.fleet_node(&id).await.map_err(ApiError::about_a_node)?;
             context.output().result(&found, show_text)
         }
     }

@@ -1,12 +1,11 @@
 //! `distd gc`: removes releases that nothing keeps, or shows what would go and why the rest stays.
 
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, table, time};
 use distd_core::api::{
     GcLot, GcPatchSet, GcRelease, GcReport, KeepReason, Kept, REMOVALS_MAX, SetReason, Word,
 };
-
-use crate::context::{ApiArgs, Context};
 
 /// Remove releases that no policy, channel or node keeps, and patch sets that nobody can take.
 #[derive(clap::Args)]

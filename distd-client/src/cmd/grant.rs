@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use distd_client::cli::parse::{duration, moment};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::{joined, table, time};
 use distd_core::api::{GRANT_RELEASES_MAX, GrantInfo, NewGrants, Word};
@@ -10,9 +12,6 @@ use distd_core::fleet::{EVERYONE, ReleasePattern, Right};
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use serde::Serialize;
-
-use super::parse::{duration, moment};
-use crate::context::{ApiArgs, Context};
 
 /// Grant, list or withdraw rights of groups on releases.
 #[derive(clap::Args)]

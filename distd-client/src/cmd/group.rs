@@ -2,6 +2,9 @@
 
 use anyhow::anyhow;
 use clap::Subcommand;
+use distd_client::api::Api;
+use distd_client::cli::parse::node_id;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{joined, table};
 use distd_core::api::{Group, GroupMembers, GroupSelection, MEMBERS_PAGE, MEMBERS_PAGE_MAX, NewGroup, code};
@@ -10,9 +13,6 @@ use distd_core::names::Name;
 use serde::Serialize;
 
 use super::node::is_selected;
-use super::parse::node_id;
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
 
 /// Make, list, show or remove groups of nodes.
 #[derive(clap::Args)]
@@ -93,7 +93,7 @@ async fn check(api: &Api, selector: &Selector) -> anyhow::Result<()> {
     Err(Failure::new(Code::Usage, error).next(next).into())
 }
 
-fn unknown(error: crate::api::ApiError) -> Failure {
+fn unknown(error: distd_client::api::ApiError) -> Failure {
     match error.is_not_found() {
         true => Failure::from(error).next("list the groups: distd group ls"),
         false => Failure::from(error),

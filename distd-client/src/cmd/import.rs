@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use distd_client::cli::ShownProgress;
+use distd_client::cli::{ApiArgs, Context};
+use distd_client::pull::{PullRequest, open_bundle, pull};
 use distd_core::names::{Name, Wanted};
 use distd_core::packing::LEVEL_DEFAULT;
 use distd_peer::settings::CommandLine;
 
 use super::push::show;
-use crate::context::{ApiArgs, Context};
 use crate::push::{PushRequest, Pushed, push};
-use crate::shown::ShownProgress;
-use distd_client::pull::{PullRequest, open_bundle, pull};
 
 /// Take a release out of a bundle and push it to an origin, mostly that of another realm.
 ///

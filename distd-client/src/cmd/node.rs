@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::anyhow;
 use clap::Subcommand;
+use distd_client::api::ApiError;
+use distd_client::cli::parse::{LabelChange, ReleaseName, node_id};
+use distd_client::cli::{ApiArgs, Context};
+use distd_client::failure::{Code, Failure};
+use distd_client::text::table;
+use distd_client::text::time;
+use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeRunning, Word, code};
 use distd_core::fleet::Selector;
 use distd_core::names::Name;
 use distd_core::text::shown;
 use serde::Serialize;
 
 use super::grant::grant_table;
-use super::parse::{LabelChange, ReleaseName, node_id};
-use crate::api::ApiError;
-use crate::context::{ApiArgs, Context};
-use distd_client::failure::{Code, Failure};
-use distd_client::text::table;
-use distd_client::text::time;
-use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeRunning, Word, code};
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
@@ -192,13 +192,6 @@ fn label_changes(changes: &[LabelChange]) -> anyhow::Result<ChangeLabels> {
     Ok(all)
 }
 
-pub(super) fn unknown(error: ApiError) -> Failure {
-    match error.is_not_found() {
-        true => Failure::from(error).next("list the nodes: distd node ls"),
-        false => Failure::from(error),
-    }
-}
-
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Ls { selector, api } => {
@@ -254,12 +247,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             })
         }
         Command::Show { id, api } => {
-            let node = context.api(&api)?.node(&id).await.map_err(unknown)?;
+            let node = context.api(&api)?.node(&id).await.map_err(ApiError::about_a_node)?;
             context.output().result(&node, node_text)
         }
         Command::Label { id, labels, api } => {
             let change = label_changes(&labels)?;
-            let labels = context.api(&api)?.label_node(&id, &change).await.map_err(unknown)?;
+            let labels = context.api(&api)?.label_node(&id, &change).await.map_err(ApiError::about_a_node)?;
             context.output().result(&labels, |labels| {
                 let text = labels_text(labels);
                 if text.is_empty() { format!("node {id} has no labels") } else { text }
@@ -273,7 +266,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     code::UNKNOWN_VERSION => {
                         Failure::from(error).next(format!("see what there is: distd release ls {product}"))
                     }
-                    _ => unknown(error),
+                    _ => error.about_a_node(),
                 }
             })?;
             let pinned = Pinned { pinned: &id, release: format!("{product}@{version}") };
@@ -282,7 +275,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 .result(&pinned, |done| format!("node {} is pinned to {}", done.pinned, done.release))
         }
         Command::Unpin { id, product, api } => {
-            context.api(&api)?.unpin_node(&id, product.as_str()).await.map_err(unknown)?;
+            context.api(&api)?.unpin_node(&id, product.as_str()).await.map_err(ApiError::about_a_node)?;
             let unpinned = Unpinned { unpinned: &id, product: product.to_string() };
             context
                 .output()
@@ -294,7 +287,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 true => api.revoke_node_and_tokens(&id).await.map(|done| Some(done.join_tokens)),
                 false => api.revoke_node(&id).await.map(|()| None),
             };
-            let join_tokens = revoked.map_err(unknown)?;
+            let join_tokens = revoked.map_err(ApiError::about_a_node)?;
             context.output().result(&Revoked { revoked: &id, join_tokens }, |done| {
                 match &done.join_tokens {
                     None => format!("node {id} is revoked"),

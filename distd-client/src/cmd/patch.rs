@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use distd_core::names::Name;
-
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
+use distd_client::api::Api;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::time;
 use distd_client::text::{human_bytes, table};
 use distd_core::api::{PatchSet, PatchSetState, Word};
+use distd_core::names::Name;
 
 /// Polling interval while waiting for a patch set.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

@@ -2,8 +2,7 @@
 //! they keep.
 
 use clap::Subcommand;
-
-use crate::context::{ApiArgs, Context};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use distd_client::cli::ShownProgress;
+use distd_client::cli::{ApiArgs, Context};
 use distd_core::names::Name;
 use distd_core::packing::LEVEL_DEFAULT;
 
-use crate::context::{ApiArgs, Context};
 use crate::push::{Outcome, PushRequest, Pushed, push};
-use crate::shown::ShownProgress;
 
 /// Make a release of a file, a block device, a directory, or several files.
 ///

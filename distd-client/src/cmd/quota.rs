@@ -1,15 +1,14 @@
 //! `distd quota`: bounds of the bytes that products and API tokens may have.
 
 use clap::Subcommand;
+use distd_client::api::QuotaOf;
+use distd_client::cli::parse::{bytes, token_id};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, table};
 use distd_core::api::QuotaBounds;
 use distd_core::names::Name;
 use serde::Serialize;
-
-use super::parse::{bytes, token_id};
-use crate::api::QuotaOf;
-use crate::context::{ApiArgs, Context};
 
 /// List, set or remove quotas of products and API tokens.
 #[derive(clap::Args)]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
+use distd_client::api::Api;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{table, time};
 use distd_core::api::{RECEIPTS_PAGE, RECEIPTS_PAGE_MAX, ReceiptsEntry, ReceiptsHead, ReceiptsPage};
@@ -17,8 +19,6 @@ use distd_peer::trust::receipts::{is_signed, verify_head};
 use serde::Serialize;
 
 use super::exported::lines;
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
 
 /// Longest line of an exported log, bytes. An entry of 2 kB has twice as many digits.
 const LINE_BYTES_MAX: u64 = 64 << 10;

@@ -1,16 +1,15 @@
 //! `distd release`: lists, shows, withdraws, brings back, pins and removes releases.
 
 use clap::Subcommand;
-use distd_core::names::Name;
-use serde::Serialize;
-
-use super::parse::ReleaseName;
-use crate::api::ApiError;
-use crate::context::{ApiArgs, Context};
+use distd_client::api::ApiError;
+use distd_client::cli::parse::ReleaseName;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::time;
 use distd_client::text::{human_bytes, table};
 use distd_core::api::{Release, code};
+use distd_core::names::Name;
+use serde::Serialize;
 
 /// List, show, withdraw, bring back, pin or remove releases.
 #[derive(clap::Args)]

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use distd_client::api::ApiError;
+use distd_client::cli::parse::{ChannelName, ParseError, duration, moment};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::{human_bytes, table, time};
 use distd_core::api::{
@@ -15,10 +18,6 @@ use distd_core::fleet::rollout::{
 };
 use distd_core::fleet::window::Window;
 use distd_core::names::Name;
-
-use super::parse::{ChannelName, ParseError, duration, moment};
-use crate::api::ApiError;
-use crate::context::{ApiArgs, Context};
 
 /// Bring a release to the devices of a channel in waves, and stop when too many fail.
 #[derive(clap::Args)]

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use distd_client::cli::Context;
+use distd_client::cli::parse::{ChannelName, duration};
+use distd_client::cli::secret::join_token_in;
+use distd_client::config;
 use distd_client::config::Settings;
 use distd_client::failure::{Code, Failure, code_of_enrollment};
 use distd_client::follow::{Simulated, follow_simulated};
@@ -20,11 +24,6 @@ use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::token::JoinToken;
 use serde::Serialize;
 use tokio::sync::{Semaphore, watch};
-
-use super::enroll::join_token_in;
-use super::parse::{ChannelName, duration};
-use crate::context::Context;
-use distd_client::config;
 
 /// Most devices of one process: each has sockets and a state directory.
 const DEVICES_MAX: u64 = 20_000;

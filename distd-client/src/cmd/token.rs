@@ -1,22 +1,21 @@
 //! `distd token`: manages API tokens (rights of people and machines) and join tokens (with which
 //! nodes enrol).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Subcommand, ValueEnum};
-use distd_peer::trust::files;
-use serde::Serialize;
-
-use super::parse::{duration, token_id};
-use crate::context::{ApiArgs, Context};
+use distd_client::cli::parse::{duration, token_id};
+use distd_client::cli::secret::{hand_over, refuse_existing};
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::time;
 use distd_client::text::{joined, table};
 use distd_core::api::{JOIN_USES_MAX, JoinTokenInfo, Token, label_texts};
 use distd_core::fleet::{LabelKey, LabelValue, assignable_label};
 use distd_core::role::Role;
+use serde::Serialize;
 
 /// Make, list and revoke tokens.
 #[derive(clap::Args)]
@@ -129,13 +128,6 @@ fn word(value: impl ValueEnum) -> String {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    file: &'a Path,
-}
-
-#[derive(Serialize)]
 struct AllTokens {
     tokens: Vec<Token>,
     join_tokens: Vec<JoinTokenInfo>,
@@ -218,39 +210,4 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Refuses an existing file before the token is made: a token that cannot be written would be lost.
-pub(super) fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
-    match out {
-        Some(path) if path.exists() => {
-            let error = anyhow!("{} exists", path.display());
-            Err(Failure::new(Code::Local, error).next("name a new file with --out").into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Prints only the token, so that it can be piped, or writes it to a file.
-pub(super) fn hand_over(
-    context: &Context,
-    made: &impl Serialize,
-    token: &str,
-    id: Option<&str>,
-    out: Option<&Path>,
-) -> anyhow::Result<()> {
-    let Some(path) = out else {
-        return context.output().result(made, |_| token.to_owned());
-    };
-    let text = format!("{token}\n");
-    let written =
-        files::create_secret(path, text.as_bytes()).map_err(|e| Failure::new(Code::Local, e.into()))?;
-    if !written {
-        let error = anyhow!("another process created {} meanwhile", path.display());
-        return Err(Failure::new(Code::Local, error)
-            .next("revoke the token just made, then make another")
-            .into());
-    }
-    let result = Written { id, file: path };
-    context.output().result(&result, |result| format!("token written to {}", result.file.display()))
 }

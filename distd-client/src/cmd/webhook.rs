@@ -4,14 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Subcommand;
+use distd_client::api::ApiError;
+use distd_client::cli::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{table, time};
 use distd_core::api::{NewWebhook, Webhook, WebhookDelivery, WebhookState};
 use distd_peer::trust::files;
 use serde::Serialize;
-
-use crate::api::ApiError;
-use crate::context::{ApiArgs, Context};
 
 /// Register, list, try and remove webhooks: addresses to which the origin sends signed events.
 #[derive(clap::Args)]

@@ -10,21 +10,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::pipeline::{PipelineError, Sent};
 use anyhow::anyhow;
 use bytes::Bytes;
-use distd_core::cut::ReadAt;
-use distd_core::names::Name;
-use distd_core::{ArtifactHash, ManifestId};
-use serde::Serialize;
-
-use self::pipeline::{PipelineError, Sent};
-use crate::api::{Api, CommitRequest, persistently};
+use distd_client::api::{Api, CommitRequest, persistently};
 use distd_client::cutting::{CutError, Source};
 use distd_client::disk::device;
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress;
 use distd_client::text::human_bytes;
 use distd_core::api::{Release, ReleaseKind, Word};
+use distd_core::cut::ReadAt;
+use distd_core::names::Name;
+use distd_core::{ArtifactHash, ManifestId};
+use serde::Serialize;
 
 /// A request to push an artifact as a release.
 pub(crate) struct PushRequest {

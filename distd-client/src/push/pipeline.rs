@@ -10,16 +10,15 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use bytes::Bytes;
+use distd_client::api::{ApiError, Upload};
+use distd_client::cutting::{Buffers, CutBatch, CutError, CutResult, Fresh, Source, cut};
+use distd_client::progress::Progress;
+use distd_core::api::{HASHES_MAX, RecordHead};
 use distd_core::cut::ReadAt;
 use distd_core::packing::Packer;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-
-use crate::api::{ApiError, Upload};
-use distd_client::cutting::{Buffers, CutBatch, CutError, CutResult, Fresh, Source, cut};
-use distd_client::progress::Progress;
-use distd_core::api::{HASHES_MAX, RecordHead};
 
 /// Bytes of the batches whose chunks are asked for in one question.
 const WINDOW_BYTES: usize = 8 << 20;

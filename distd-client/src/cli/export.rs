@@ -13,20 +13,20 @@ use distd_peer::bundle::{Bundle, Head, SwarmPart};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use serde::Serialize;
 
+use super::context::{ApiArgs, Context};
 use super::parse::duration;
+use super::shown::ShownProgress;
 use crate::api::Api;
-use crate::context::{ApiArgs, Context};
-use crate::shown::ShownProgress;
-use distd_client::config;
-use distd_client::failure::{Code, Failure};
-use distd_client::pull::{
+use crate::config;
+use crate::failure::{Code, Failure};
+use crate::pull::{
     ExportRequest, Exported, PullRequest, SignForBundle, export, name_of, open_bundle, timestamp_ends,
 };
-use distd_client::text::{human_bytes, table, time};
+use crate::text::{human_bytes, table, time};
 
 /// Write a release into a bundle: a file that a device or relay without a parent takes it from.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Release to export: PRODUCT@VERSION or PRODUCT:CHANNEL.
     #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
     wanted: Wanted,
@@ -132,7 +132,7 @@ fn summary(exported: &Exported, out: &Path, wanted: &str) -> String {
 
 /// Look into a bundle.
 #[derive(clap::Args)]
-pub(crate) struct BundleArgs {
+pub struct BundleArgs {
     #[command(subcommand)]
     command: BundleCommand,
 }

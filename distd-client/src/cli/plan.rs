@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use distd_core::names::Wanted;
 
+use super::context::Context;
 use super::pull::{Sources, say_refused};
-use crate::context::Context;
-use distd_client::pull::plan;
+use crate::pull::plan;
 
 /// Show what a pull would fetch, without fetching it.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Release to plan for: PRODUCT@VERSION or PRODUCT:CHANNEL.
     #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
     wanted: Wanted,

@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::anyhow;
-use distd_client::failure::{Code, Failure};
-use distd_client::pull::{ReadRequest, read};
 use distd_core::tree::TreePath;
 
+use super::context::Context;
 use super::fetch::AccessArgs;
-use crate::context::Context;
+use crate::failure::{Code, Failure};
+use crate::pull::{ReadRequest, read};
 
 /// Write the file of a ticket, or a part of it, to standard output.
 ///
 /// Only chunks that have some of these bytes are fetched, and nothing is written to a disk.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Bytes to write, counted from 0 as in HTTP: FIRST-LAST, FIRST- or -COUNT for the last ones.
     #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
     range: Option<String>,

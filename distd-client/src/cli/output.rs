@@ -7,7 +7,7 @@ use distd_core::error::Chain;
 use distd_core::text::shown;
 use serde::Serialize;
 
-use distd_client::failure::{self, Code};
+use crate::failure::{self, Code};
 
 /// Longest message, in characters: two paths of the greatest length (`PATH_MAX` is 4096) and some
 /// words.
@@ -18,7 +18,7 @@ static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex:
 
 /// Form and amount of output.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
+pub struct Output {
     json: bool,
     quiet: bool,
 }
@@ -42,22 +42,22 @@ struct ErrorBody<'a> {
 
 impl Output {
     /// Results are JSON or text; `quiet` leaves out progress and notes.
-    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+    pub fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet }
     }
 
     /// Returns whether results are JSON.
-    pub(crate) fn is_json(&self) -> bool {
+    pub fn is_json(&self) -> bool {
         self.json
     }
 
     /// Returns whether progress and notes are left out.
-    pub(crate) fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&self) -> bool {
         self.quiet
     }
 
     /// Returns whether standard error is a terminal, on which a progress bar can be drawn.
-    pub(crate) fn has_terminal(&self) -> bool {
+    pub fn has_terminal(&self) -> bool {
         io::stderr().is_terminal()
     }
 
@@ -67,11 +67,7 @@ impl Output {
     /// # Errors
     /// When standard output cannot be written. A closed pipe is no error: its reader has read
     /// enough.
-    pub(crate) fn result<T: Serialize>(
-        &self,
-        value: &T,
-        human: impl FnOnce(&T) -> String,
-    ) -> anyhow::Result<()> {
+    pub fn result<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string(value)? } else { human(value) };
         match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
@@ -87,11 +83,7 @@ impl Output {
     ///
     /// # Errors
     /// As [`result`](Self::result).
-    pub(crate) fn finding<T: Serialize>(
-        &self,
-        value: &T,
-        human: impl FnOnce(&T) -> String,
-    ) -> anyhow::Result<()> {
+    pub fn finding<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         if !self.json {
             return self.result(value, human);
         }
@@ -100,14 +92,14 @@ impl Output {
     }
 
     /// Adds the fields of `value` to the JSON object of a failure, beside `error`.
-    pub(crate) fn beside_failure<T: Serialize>(&self, value: &T) {
+    pub fn beside_failure<T: Serialize>(&self, value: &T) {
         let found = serde_json::to_value(value).ok();
         let found = found.as_ref().and_then(serde_json::Value::as_object).cloned();
         *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// Prints a line for people on standard error: an event beside the result, or the next step.
-    pub(crate) fn note(&self, text: &str) {
+    pub fn note(&self, text: &str) {
         if !self.quiet && !self.json {
             // If standard error is closed there is nobody to tell.
             let _ = writeln!(io::stderr().lock(), "{text}");
@@ -115,7 +107,7 @@ impl Output {
     }
 
     /// Prints the JSON for a refused command line; clap has printed its text already.
-    pub(crate) fn refused(message: &str, next: Option<&str>) {
+    pub fn refused(message: &str, next: Option<&str>) {
         let code = Code::Usage;
         let body = ErrorBody { code: code.name(), exit: code as u8, message, next };
         if let Ok(text) = serde_json::to_string(&ErrorObject { found: serde_json::Map::new(), error: body }) {
@@ -124,7 +116,7 @@ impl Output {
     }
 
     /// Prints why the command failed and the next step; returns the exit code.
-    pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
+    pub fn failure(&self, error: &anyhow::Error) -> Code {
         let code = failure::code_of(error);
         // Peers, files and servers wrote parts of the text, so control characters are escaped and
         // the length is bounded.

@@ -1,12 +1,12 @@
 //! `distd cache`: the packages that the proxy for apt keeps on this machine.
 
 use clap::Subcommand;
-use distd_client::failure::{Code, Failure};
 use distd_peer::apt::{AptSettings, Item, Shelf};
 use distd_peer::settings::CommandLine;
 use serde::Serialize;
 
-use crate::context::Context;
+use super::context::Context;
+use crate::failure::{Code, Failure};
 
 /// Look at the cache of the proxy for apt, and change it (docs/apt.md).
 ///
@@ -14,7 +14,7 @@ use crate::context::Context;
 /// a package's file, a pattern of names with `*`, or a SHA-256 or at least 8 digits of its
 /// beginning.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

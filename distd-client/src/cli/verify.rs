@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use distd_core::manifest::Manifest;
 
-use crate::context::Context;
-use distd_client::disk::path::{ArtifactPath, PathError, Role};
-use distd_client::failure::{Code, Failure};
-use distd_client::pull::{Kept, verify, verify_kept};
+use super::context::Context;
+use crate::disk::path::{ArtifactPath, PathError, Role};
+use crate::failure::{Code, Failure};
+use crate::pull::{Kept, verify, verify_kept};
 
 /// Check an artifact against its manifest.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Artifact to check.
     path: PathBuf,
     /// Manifest to check against. Default: the one kept beside the artifact.

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use distd_client::failure::{Code, Failure};
-use distd_client::follow::{Order, Status, give_order};
-use distd_client::text::time;
 use distd_core::fleet::report::AttemptState;
 use distd_core::fleet::rollout::Held;
 use distd_core::names::Name;
 
+use super::context::Context;
 use super::parse::duration;
 use super::status::shown;
-use crate::context::Context;
+use crate::failure::{Code, Failure};
+use crate::follow::{Order, Status, give_order};
+use crate::text::time;
 
 /// Have the agent of this device look for a release, install it now, or put updates off.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -48,7 +48,7 @@ enum Command {
 /// Take this device back to the release before the one that runs. It does not install the release
 /// that it leaves again, unless told to: distd update now --again.
 #[derive(clap::Args)]
-pub(crate) struct RollbackArgs {
+pub struct RollbackArgs {
     /// The release to go back to, when several are here.
     #[arg(long, value_name = "VERSION")]
     to: Option<Name>,

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::Subcommand;
-use distd_client::apt::enable::{EnableError, Files, State};
-use distd_client::failure::{Code, Failure};
 use distd_peer::apt::{AptSettings, DETECT_PATH, SECTION};
 use distd_peer::settings::CommandLine;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::context::Context;
+use super::context::Context;
+use crate::apt::enable::{EnableError, Files, State};
+use crate::failure::{Code, Failure};
 
 /// Time that the agent has to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// apt asks a small program for its proxy each time. When the agent is stopped, frozen or removed,
 /// the program sends apt to the mirrors themselves.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

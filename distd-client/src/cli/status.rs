@@ -1,16 +1,16 @@
 //! `distd status`: what this device runs and does, by its agent's own notes.
 
 use anyhow::anyhow;
-use distd_client::failure::{Code, Failure};
-use distd_client::follow::{Status, read_status};
-use distd_client::text::time;
 use distd_core::names::Name;
 
-use crate::context::Context;
+use super::context::Context;
+use crate::failure::{Code, Failure};
+use crate::follow::{Status, read_status};
+use crate::text::time;
 
 /// Show what this device runs, what it is to run, and what it does. Asks nobody.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub struct Args {}
 
 /// The state that the agent of this device wrote last.
 ///

@@ -3,19 +3,19 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use distd_client::failure::{Code, Failure};
 use distd_peer::gateway::{Tokens, TokensError};
 use serde::Serialize;
 
-use super::token::{hand_over, refuse_existing};
-use crate::context::Context;
+use super::context::Context;
+use super::secret::{hand_over, refuse_existing};
+use crate::failure::{Code, Failure};
 
 /// Manage the tokens that updaters show to the gateway of this device (docs/gateway.md).
 ///
 /// The gateway itself is a part of the agent: distd agent --gateway ADDR:PORT --offer
 /// PRODUCT:CHANNEL.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

@@ -7,14 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use distd_client::disk::path::{ArtifactPath, Role};
-use distd_client::failure::{Code, Failure};
-use distd_client::progress::Progress as _;
-use distd_client::share::anywhere;
-use distd_client::text::{human_bytes, table, time};
-use distd_client::tickets::kept;
-use distd_client::tickets::share::{Ended, TTL_MAX};
-use distd_client::tickets::{LocalArtifact, Share, ShareEvent, ShareRequest};
 use distd_core::api::MEMBERS_PAGE_MAX;
 use distd_core::manifest::Manifest;
 use distd_core::names::Name;
@@ -29,9 +21,17 @@ use distd_peer::trust::ticket::{ShareSigner, open};
 use distd_peer::trust::token::sha256;
 use serde::Serialize;
 
+use super::context::{ApiArgs, Context};
+use super::shown::ShownProgress;
 use super::ticket::{audience_text, qr};
-use crate::context::{ApiArgs, Context};
-use crate::shown::ShownProgress;
+use crate::disk::path::{ArtifactPath, Role};
+use crate::failure::{Code, Failure};
+use crate::progress::Progress as _;
+use crate::share::anywhere;
+use crate::text::{human_bytes, table, time};
+use crate::tickets::kept;
+use crate::tickets::share::{Ended, TTL_MAX};
+use crate::tickets::{LocalArtifact, Share, ShareEvent, ShareRequest};
 
 /// Most nodes that a share for a group is for.
 const NODES_MAX: usize = 10_000;
@@ -41,7 +41,7 @@ const NODES_MAX: usize = 10_000;
 /// The artifact is served from where it lies until the command ends, or with --agent until it is
 /// removed. Fetchers serve each other, too.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// File, block device or directory to share.
     #[arg(value_name = "PATH", required_unless_present_any = ["ls", "rm"])]
     path: Option<PathBuf>,

@@ -4,11 +4,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use distd_client::progress::Progress;
-use distd_client::text::human_bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::output::Output;
+use super::output::Output;
+use crate::progress::Progress;
+use crate::text::human_bytes;
 
 /// Interval of progress lines.
 const LINE_EVERY: Duration = Duration::from_secs(2);
@@ -18,7 +18,7 @@ const SILENCE: &str = "nothing has come for";
 
 /// Progress of a command. Cheap to update from many threads.
 #[derive(Debug)]
-pub(crate) struct ShownProgress {
+pub struct ShownProgress {
     form: Form,
 }
 
@@ -57,7 +57,7 @@ impl Lines {
 
 impl ShownProgress {
     /// Chooses the form that suits standard error.
-    pub(crate) fn new(output: Output) -> Self {
+    pub fn new(output: Output) -> Self {
         let form = if output.is_quiet() {
             Form::None
         } else if output.has_terminal() {
@@ -164,7 +164,7 @@ fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
 
 #[cfg(test)]
 mod tests {
-    use distd_client::progress::watch_for_silence;
+    use crate::progress::watch_for_silence;
 
     use super::*;
 

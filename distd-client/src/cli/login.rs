@@ -2,22 +2,22 @@
 //! commands.
 
 use anyhow::anyhow;
-use serde::Serialize;
-
-use crate::api::Api;
-use crate::context::{ApiArgs, Context};
-use distd_client::config::{FILE_NAME, Settings};
-use distd_client::failure::{Code, Failure};
-use distd_client::text::{joined, time};
 use distd_core::api::Token;
 use distd_peer::settings::Source;
+use serde::Serialize;
+
+use super::context::{ApiArgs, Context};
+use crate::api::Api;
+use crate::config::{FILE_NAME, Settings};
+use crate::failure::{Code, Failure};
+use crate::text::{joined, time};
 
 /// Remember an origin and an API token, so that later commands need neither option.
 ///
 /// The token is checked with the origin first. Both are kept in client.toml in the state directory,
 /// which only its owner can read.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     api: ApiArgs,
 }
@@ -25,11 +25,11 @@ pub(crate) struct Args {
 /// Forget the origin and the token. The token itself stays valid until an admin revokes it (distd
 /// token revoke).
 #[derive(clap::Args)]
-pub(crate) struct LogoutArgs {}
+pub struct LogoutArgs {}
 
 /// Show which token is in use and what it allows.
 #[derive(clap::Args)]
-pub(crate) struct WhoamiArgs {
+pub struct WhoamiArgs {
     #[command(flatten)]
     api: ApiArgs,
 }

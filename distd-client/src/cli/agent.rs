@@ -1,14 +1,15 @@
 //! `distd agent`: serves the artifacts installed on this device to its neighbours, and follows a
 //! channel.
 
-use crate::context::Context;
-use distd_client::config;
-use distd_client::follow::FollowRequest;
-use distd_client::gateway::GatewayRequest;
-use distd_client::share::Sharing;
-use distd_client::share::agent::{Agent, AgentRequest};
 use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
+
+use super::context::Context;
+use crate::config;
+use crate::follow::FollowRequest;
+use crate::gateway::GatewayRequest;
+use crate::share::Sharing;
+use crate::share::agent::{Agent, AgentRequest};
 
 /// Serve the artifacts installed on this device to the neighbours of its site, and install the
 /// releases of a channel if told to, until stopped.
@@ -18,7 +19,7 @@ use distd_peer::settings::{Table, TableArgs, TableOptions};
 /// goes back if that fails, and reports. Each pull records where it installed an artifact; the
 /// agent serves the newest 16 of these. It also renews the device's certificate.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     settings: TableArgs<AgentOptions>,
     /// Show each setting of this device and where it comes from, and end.

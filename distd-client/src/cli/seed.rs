@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use distd_client::failure::{Code, Failure};
 use distd_peer::apt::{Import, Shelf};
 use distd_peer::process::told_to_end;
 use serde::Serialize;
 
 use super::cache;
-use crate::context::Context;
+use super::context::Context;
+use crate::failure::{Code, Failure};
 
 /// Interval at which watched directories are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ const DEPTH_MAX: usize = 32;
 ///
 /// A package is given by its hash, once an index of a repository lists it. The original stays.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

@@ -2,20 +2,20 @@
 
 use std::process::ExitCode;
 
-use distd_client::config;
-use distd_client::follow::{examine_place, read_status};
 use distd_peer::clock::unix_now;
 use distd_peer::doctor::{Examination, NodePatient};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 
-use crate::context::Context;
+use super::context::Context;
+use crate::config;
+use crate::follow::{examine_place, read_status};
 
 /// Say what keeps this device from its work, and how to mend it: clock, names, UDP, MTU, proxy,
 /// certificate, disk, rights of secrets, slots and boot loader, version. Changes nothing.
 ///
 /// Ends with 0 when nothing is found, else with 1.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     settings: TableArgs<DoctorOptions>,
 }

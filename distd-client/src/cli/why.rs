@@ -1,18 +1,18 @@
 //! `distd why`: one line for each channel that a node follows: why it runs what it runs.
 
-use distd_client::failure::Failure;
-use distd_client::text::time;
 use serde::Serialize;
 
-use super::node::unknown;
+use super::context::{ApiArgs, Context};
 use super::parse::node_id;
 use super::status::of_this_device;
-use crate::context::{ApiArgs, Context};
+use crate::api::ApiError;
+use crate::failure::Failure;
+use crate::text::time;
 
 /// Say why a node does not run the release of its channel. Without an id: this device, by its
 /// agent's own notes.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Id of the node, from distd node ls.
     #[arg(value_parser = node_id)]
     id: Option<String>,
@@ -35,7 +35,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         return context.output().result(&Why { node: None, why }, |found| found.why.join("\n"));
     };
     let api = context.api(&args.api)?;
-    let node = api.node(&id).await.map_err(unknown)?;
+    let node = api.node(&id).await.map_err(ApiError::about_a_node)?;
     let node = node.node;
     let mut why: Vec<String> = node.why_silent(time).into_iter().collect();
     if why.is_empty() {

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::context::Context;
-use distd_client::disk::path::ArtifactPath;
-use distd_client::failure::Failure;
-use distd_client::pull::clean;
+use super::context::Context;
+use crate::disk::path::ArtifactPath;
+use crate::failure::Failure;
+use crate::pull::clean;
 
 /// Remove the files that interrupted pulls left beside an artifact.
 ///
 /// The same pull, run again, would continue from these files. Clean is for pulls that will not be
 /// run again. The artifact itself is not touched.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// The path that was given to the pull as --out; several are allowed.
     #[arg(value_name = "FILE|BLOCKDEV|DIR", required = true)]
     out: Vec<PathBuf>,

@@ -9,37 +9,38 @@ use distd_peer::settings::{CommandLine, Source, Table, TableArgs, TableOptions};
 use distd_peer::trust::files;
 use distd_peer::trust::token::ApiToken;
 
+use super::output::Output;
 use crate::api::{Api, ServerUrl};
-use crate::output::Output;
-use distd_client::config::{self, Settings, default_data};
-use distd_client::disk::side;
-use distd_client::failure::{Code, Failure};
+use crate::config::{self, Settings, default_data};
+use crate::disk::side;
+use crate::failure::{Code, Failure};
 
 /// Options of commands that use the origin's HTTP API.
 #[derive(clap::Args)]
-pub(crate) struct ApiArgs {
+pub struct ApiArgs {
+    /// The server.
     #[command(flatten)]
-    pub(crate) settings: TableArgs<ApiOptions>,
+    pub settings: TableArgs<ApiOptions>,
     /// File that holds the API token, or "-" for standard input. The file must belong to root or to
     /// this user, must not be writable by its group, and must be closed to other users. Default:
     /// $DISTD_TOKEN, then the token given to `distd login`.
     #[arg(long, value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Allow an http:// URL. Only for a loopback address: on any other network path the token would
     /// be readable.
     #[arg(long)]
-    pub(crate) plain_http: bool,
+    pub plain_http: bool,
 }
 
 impl ApiArgs {
     /// Arguments of a command that takes only the file of the token.
-    pub(crate) fn with_token_file(token_file: Option<PathBuf>) -> Self {
+    pub fn with_token_file(token_file: Option<PathBuf>) -> Self {
         Self { settings: CommandLine::default().into(), token_file, plain_http: false }
     }
 }
 
 /// Settings of commands that use the origin's HTTP API.
-pub(crate) enum ApiOptions {}
+pub enum ApiOptions {}
 
 impl TableOptions for ApiOptions {
     type Values = config::Values;
@@ -51,7 +52,7 @@ impl TableOptions for ApiOptions {
 }
 
 /// The state that every command starts from.
-pub(crate) struct Context {
+pub struct Context {
     data: PathBuf,
     output: Output,
 }
@@ -61,7 +62,7 @@ impl Context {
     ///
     /// # Errors
     /// Failures with [`Code::Usage`].
-    pub(crate) fn open(data: Option<PathBuf>, output: Output) -> anyhow::Result<Self> {
+    pub fn open(data: Option<PathBuf>, output: Output) -> anyhow::Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let data = data.or_else(|| default_data(root, |name| std::env::var_os(name))).ok_or_else(|| {
             let error = anyhow!("no place to keep state: neither $HOME nor $XDG_STATE_HOME is set");
@@ -71,12 +72,12 @@ impl Context {
     }
 
     /// Returns the state directory.
-    pub(crate) fn data(&self) -> &Path {
+    pub fn data(&self) -> &Path {
         &self.data
     }
 
     /// Returns how to print results and notes.
-    pub(crate) fn output(&self) -> Output {
+    pub fn output(&self) -> Output {
         self.output
     }
 
@@ -85,7 +86,7 @@ impl Context {
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Usage`].
-    pub(crate) fn settings(&self, line: &CommandLine) -> anyhow::Result<Settings> {
+    pub fn settings(&self, line: &CommandLine) -> anyhow::Result<Settings> {
         Ok(Settings::resolve(&self.data, line, |name| std::env::var(name).ok()).map_err(Failure::from)?)
     }
 
@@ -93,7 +94,7 @@ impl Context {
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub(crate) fn remember(&self, changes: &[(&str, Option<toml::Value>)]) -> anyhow::Result<()> {
+    pub fn remember(&self, changes: &[(&str, Option<toml::Value>)]) -> anyhow::Result<()> {
         Ok(config::remember(&self.data, changes).map_err(Failure::from)?)
     }
 
@@ -101,7 +102,7 @@ impl Context {
     ///
     /// # Errors
     /// Failures with [`Code::Usage`].
-    pub(crate) fn server(&self, args: &ApiArgs) -> anyhow::Result<ServerUrl> {
+    pub fn server(&self, args: &ApiArgs) -> anyhow::Result<ServerUrl> {
         let settings = self.settings(&args.settings.line)?;
         let Some(text) = &settings.server else {
             let next = "name it with --server URL, or log in: distd login --server URL --token-file FILE";
@@ -117,7 +118,7 @@ impl Context {
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] or [`Code::Local`].
-    pub(crate) fn token(&self, args: &ApiArgs) -> anyhow::Result<ApiToken> {
+    pub fn token(&self, args: &ApiArgs) -> anyhow::Result<ApiToken> {
         let settings = self.settings(&args.settings.line)?;
         let (text, whence) = if let Some(path) = &args.token_file {
             (read_token_file(path)?, path.display().to_string())
@@ -136,7 +137,7 @@ impl Context {
     ///
     /// # Errors
     /// As [`server`](Self::server) and [`token`](Self::token).
-    pub(crate) fn api(&self, args: &ApiArgs) -> anyhow::Result<Api> {
+    pub fn api(&self, args: &ApiArgs) -> anyhow::Result<Api> {
         Ok(Api::new(self.server(args)?, Some(&self.token(args)?)).map_err(Failure::from)?)
     }
 }
@@ -187,7 +188,7 @@ fn read_token_file(path: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use distd_client::failure::{advice, code_of};
+    use crate::failure::{advice, code_of};
 
     fn args(server: Option<&str>, token_file: Option<PathBuf>) -> ApiArgs {
         let line: CommandLine = server.map(|url| ("server", vec![url.to_owned()])).into_iter().collect();

@@ -5,24 +5,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use distd_client::config;
-use distd_client::disk::path::{ArtifactPath, Role};
-use distd_client::failure::{Code, Failure};
-use distd_client::pull::{FetchRequest, TicketAccess, default_target, fetch};
-use distd_client::share::{Sharing, anywhere};
 use distd_core::ticket::is_address;
 use distd_peer::rates::Class;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 
+use super::context::Context;
+use super::shown::ShownProgress;
 use super::ticket::read;
-use crate::context::Context;
-use crate::shown::ShownProgress;
+use crate::config;
+use crate::disk::path::{ArtifactPath, Role};
+use crate::failure::{Code, Failure};
+use crate::pull::{FetchRequest, TicketAccess, default_target, fetch};
+use crate::share::{Sharing, anywhere};
 
 /// Get the file or directory of a ticket.
 ///
 /// Works on any machine, in a realm or not. Serves other fetchers of the same ticket meanwhile.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Path to put the artifact at. Default: the name in the ticket, in this directory.
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,

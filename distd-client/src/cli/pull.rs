@@ -10,17 +10,17 @@ use distd_peer::rates::Class;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use serde::Serialize;
 
-use crate::context::Context;
-use crate::shown::ShownProgress;
-use distd_client::config;
-use distd_client::disk::path::{ArtifactPath, Role};
-use distd_client::failure::{self, Failure};
-use distd_client::pull::{Aim, Downgrade, Installed, LABELS_FRESH, PullRequest, Refused, pull};
-use distd_client::share::Sharing;
+use super::context::Context;
+use super::shown::ShownProgress;
+use crate::config;
+use crate::disk::path::{ArtifactPath, Role};
+use crate::failure::{self, Failure};
+use crate::pull::{Aim, Downgrade, Installed, LABELS_FRESH, PullRequest, Refused, pull};
+use crate::share::Sharing;
 
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Release to get: PRODUCT@VERSION or PRODUCT:CHANNEL.
     #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
     wanted: Wanted,

@@ -1,6 +1,6 @@
 //! `distd enroll`: makes this device a node of a realm.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use distd_core::role::Role;
@@ -14,10 +14,11 @@ use distd_peer::trust::tls::TrustAnchor;
 use distd_peer::trust::token::JoinToken;
 use serde::Serialize;
 
+use super::context::Context;
+use super::secret::{join_token_in, parsed_join_token};
 use crate::api::{Api, ServerUrl};
-use crate::context::Context;
-use distd_client::config;
-use distd_client::failure::{Code, Failure, code_of_enrollment};
+use crate::config;
+use crate::failure::{Code, Failure, code_of_enrollment};
 
 /// Join a realm: get a certificate for this device with a join token.
 ///
@@ -26,7 +27,7 @@ use distd_client::failure::{Code, Failure, code_of_enrollment};
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("whom").required(true).multiple(true).args(["server", "parent"])))]
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
-pub(crate) struct Args {
+pub struct Args {
     /// Relay or origin to enrol with and to pull from later; repeat for more, nearest first.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_delimiter = ',',
           value_parser = config::parent)]
@@ -123,7 +124,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     context.remember(&kept.collect::<Vec<_>>())?;
     let enrolled = Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents };
     context.output().result(&enrolled, |enrolled| {
-        let until = distd_client::text::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
+        let until = crate::text::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
         format!(
             "enrolled as {} {}; certificate until {until}, renewed as needed",
             enrolled.role, enrolled.node_id
@@ -146,28 +147,13 @@ fn join_token(args: &Args) -> anyhow::Result<JoinToken> {
     match (&args.token, &args.token_file) {
         // A file named on the command line takes precedence over the environment variable.
         (_, Some(path)) => join_token_in(path),
-        (Some(text), None) => parsed(text),
+        (Some(text), None) => parsed_join_token(text),
         (None, None) => {
             let error = anyhow!("no join token");
             let next = "name one with --token TOKEN or --token-file FILE; make one with: distd token join --role leaf";
             Err(Failure::new(Code::Usage, error).next(next).into())
         }
     }
-}
-
-fn parsed(text: &str) -> anyhow::Result<JoinToken> {
-    text.parse::<JoinToken>().map_err(|e| Failure::new(Code::Refused, e.into()).into())
-}
-
-/// Reads the join token in a file.
-///
-/// # Errors
-/// Failures with [`Code::Local`] or [`Code::Refused`].
-pub(super) fn join_token_in(path: &Path) -> anyhow::Result<JoinToken> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("could not read the join token from {}", path.display()))
-        .map_err(|e| Failure::new(Code::Local, e))?;
-    parsed(&text)
 }
 
 async fn over_https(

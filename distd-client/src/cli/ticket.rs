@@ -1,8 +1,6 @@
 //! `distd ticket`: looks into a ticket without a connection.
 
 use clap::Subcommand;
-use distd_client::failure::{Code, Failure};
-use distd_client::text::{human_bytes, time};
 use distd_core::ManifestId;
 use distd_core::text::shown;
 use distd_core::ticket::{Audience, SharedKind, SignedTicket, TicketTextError};
@@ -10,14 +8,16 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::ticket::{TicketRefused, open};
 use serde::Serialize;
 
-use crate::context::Context;
+use super::context::Context;
+use crate::failure::{Code, Failure};
+use crate::text::{human_bytes, time};
 
 /// Longest text that is read from standard input or a file, bytes.
 const TEXT_BYTES_MAX: u64 = 64 << 10;
 
 /// Look into a ticket without a connection.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

@@ -11,7 +11,7 @@ use distd_peer::settings;
 
 /// Reasons why an argument does not parse.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ParseError {
+pub enum ParseError {
     /// A part of the argument is not a valid name.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -49,9 +49,11 @@ pub(crate) enum ParseError {
 
 /// A release, written `PRODUCT@VERSION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ReleaseName {
-    pub(crate) product: Name,
-    pub(crate) version: Name,
+pub struct ReleaseName {
+    /// The product.
+    pub product: Name,
+    /// The version of the release.
+    pub version: Name,
 }
 
 impl FromStr for ReleaseName {
@@ -67,9 +69,11 @@ impl FromStr for ReleaseName {
 
 /// A channel, written `PRODUCT:CHANNEL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ChannelName {
-    pub(crate) product: Name,
-    pub(crate) channel: Name,
+pub struct ChannelName {
+    /// The product.
+    pub product: Name,
+    /// The channel.
+    pub channel: Name,
 }
 
 impl FromStr for ChannelName {
@@ -90,7 +94,7 @@ impl fmt::Display for ChannelName {
 }
 
 /// Parses a duration: `90s`, `45m`, `24h`, `7d` or `4w`.
-pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
+pub fn duration(s: &str) -> Result<Duration, ParseError> {
     let has_unit =
         s.ends_with(|c: char| c.is_ascii_alphabetic()) && s.starts_with(|c: char| c.is_ascii_digit());
     // A century: nobody means a longer time, and no sum with it overflows.
@@ -100,7 +104,7 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
 }
 
 /// Parses a number of bytes, with a unit or without: `500MB`, `20GB`, `4GiB`.
-pub(crate) fn bytes(s: &str) -> Result<u64, ParseError> {
+pub fn bytes(s: &str) -> Result<u64, ParseError> {
     let digits = s.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = s.split_at(digits);
     let factor: u64 = match unit.trim_start() {
@@ -121,7 +125,7 @@ pub(crate) fn bytes(s: &str) -> Result<u64, ParseError> {
 
 /// Parses a time: a date, whose day begins then, or date and time with an offset. Returns unix
 /// seconds.
-pub(crate) fn moment(s: &str) -> Result<i64, ParseError> {
+pub fn moment(s: &str) -> Result<i64, ParseError> {
     if let Ok(time) = s.parse::<jiff::Timestamp>() {
         return Ok(time.as_second());
     }
@@ -132,7 +136,7 @@ pub(crate) fn moment(s: &str) -> Result<i64, ParseError> {
 
 /// Change of one label of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum LabelChange {
+pub enum LabelChange {
     /// `KEY=VALUE`.
     Set(LabelKey, LabelValue),
     /// `KEY-`.
@@ -153,13 +157,13 @@ impl FromStr for LabelChange {
 }
 
 /// Parses a node id; returns it in lower case.
-pub(crate) fn node_id(s: &str) -> Result<String, ParseError> {
+pub fn node_id(s: &str) -> Result<String, ParseError> {
     let good = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
     if good { Ok(s.to_ascii_lowercase()) } else { Err(ParseError::NodeId) }
 }
 
 /// Checks a token id.
-pub(crate) fn token_id(s: &str) -> Result<String, ParseError> {
+pub fn token_id(s: &str) -> Result<String, ParseError> {
     let good = !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if good { Ok(s.to_owned()) } else { Err(ParseError::TokenId) }
 }
