@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 pub use error::ApiError;
 pub use space::QuotaOf;
 pub use upload::{CommitRequest, Upload, persistently};
-pub use url::ServerUrl;
+pub use url::{ServerUrl, ServerUrlError};
 
 /// Time limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
