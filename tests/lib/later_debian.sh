@@ -1,9 +1,9 @@
-# Sourced by scripts: programs of the Debian release after this machine's, in a directory; nothing on the machine
-# changes.
+# Sourced by scripts: programs of a later Debian than this machine's, in a directory; nothing on the machine changes.
 
 # later_debian DIR PACKAGE... : unpacks the packages, with all that they depend on, below DIR/root, and prints that path.
+# They are of the release $suite, trixie without one.
 later_debian() {
-  local dir=$1 main suite=trixie options deb; shift
+  local dir=$1 main suite=${suite:-trixie} options deb; shift
   if [ ! -e "$dir/complete" ] || [ "$(cat "$dir/complete")" != "$*" ]; then
     rm -rf "$dir"
     mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/root"
