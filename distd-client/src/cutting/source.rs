@@ -130,6 +130,13 @@ impl Source {
     /// Failures with [`Code::Local`], with [`Code::Unusable`] for a label or file that cannot be
     /// one.
     pub fn disk_of(parts: &[(String, PathBuf)]) -> anyhow::Result<Self> {
+        if let Some((_, path)) = parts.iter().find(|(_, path)| path.is_dir()) {
+            let path = path.display();
+            let error = anyhow!("{path} is a directory; a partition is a file or a block device");
+            return Err(Failure::new(Code::Unusable, error)
+                .next("make an image of it: mkfs.erofs FILE DIR")
+                .into());
+        }
         let files: Vec<FileSource> =
             parts.iter().map(|(_, path)| FileSource::open(path)).collect::<anyhow::Result<_>>()?;
         let lengths = parts.iter().zip(&files).map(|((label, _), file)| (label.as_str(), file.reader.len()));
@@ -303,6 +310,10 @@ mod tests {
         std::fs::write(&empty, b"").expect("write");
         let error = Source::disk_of(&[("x".to_owned(), empty)]).map(|_| ()).expect_err("empty");
         assert_eq!(code_of(&error), Code::Unusable);
+        let tree = [("x".to_owned(), dir.path().to_owned())];
+        let error = Source::disk_of(&tree).map(|_| ()).expect_err("a directory");
+        assert_eq!(code_of(&error), Code::Unusable);
+        assert!(advice(&error).is_some() && error.to_string().contains("is a directory"), "{error:#}");
     }
 
     #[test]
