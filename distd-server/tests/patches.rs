@@ -542,6 +542,46 @@ async fn interrupted_making_is_repeated_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_set_made_by_an_origin_that_ended_before_it_was_listed_is_listed_at_the_next_start() {
+    let realm = Realm::new(true).await;
+    let old = text(1, 1 << 20);
+    realm.push("1", &old).await;
+    realm.push("2", &edited(&old)).await;
+    let taken = realm.origin.db().take_patch_set(SetKind::Pair, &Maker::default(), NOW).await;
+    let row = taken.expect("take").expect("a queued set");
+    let made = realm.origin.patches().make(&row, &CancellationToken::new()).await.expect("make");
+    assert!(made.is_some_and(|made| made.set.is_some()));
+    assert_eq!(realm.rows().await[0].state, PatchSetState::Building);
+    assert!(realm.listed().await.is_none());
+    let realm = realm.again().await;
+    assert_eq!(realm.rows().await[0].state, PatchSetState::Ready);
+    assert_eq!(realm.listed().await.expect("a list").sets.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_could_not_be_signed_is_signed_at_the_next_turn() {
+    let realm = Realm::new(true).await;
+    let old = text(1, 1 << 20);
+    realm.push("1", &old).await;
+    realm.push("2", &edited(&old)).await;
+    // The store cannot write the list where a file is in its way.
+    let in_the_way = realm.directory.path().join("objects/tuf/targets/patches");
+    std::fs::write(&in_the_way, b"").expect("write");
+    let stop = CancellationToken::new();
+    let maker = tokio::spawn(realm.origin.clone().make_patches(stop.clone()));
+    while realm.rows().await[0].set.is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.cancel();
+    maker.await.expect("the maker ends");
+    assert_eq!(realm.rows().await[0].state, PatchSetState::Building);
+    std::fs::remove_file(&in_the_way).expect("remove");
+    realm.make().await;
+    assert_eq!(realm.rows().await[0].state, PatchSetState::Ready);
+    assert_eq!(realm.listed().await.expect("a list").sets.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_release_with_nothing_in_common_is_solid_and_noise_gets_no_patch() {
     let realm = Realm::new(true).await;
     let from = realm.push("1", &prose(1, 500_000)).await;

@@ -74,7 +74,7 @@ pub struct PatchSet {
     /// State of the set.
     #[cfg_attr(feature = "openapi", schema(value_type = PatchSetState))]
     pub state: Word<PatchSetState>,
-    /// Manifest of the set; null until the set is ready, and also if no patch would save anything.
+    /// Manifest of the set; null until the set is made, and also if no patch would save anything.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub set: Option<ManifestId>,
     /// Length of the set, bytes.
@@ -92,7 +92,7 @@ pub struct PatchSet {
     pub created: i64,
     /// Time at which the making began, unix seconds; null before.
     pub started: Option<i64>,
-    /// Time at which the set became ready or failed, unix seconds; null before.
+    /// Time at which the set was made or failed, unix seconds; null before.
     pub finished: Option<i64>,
 }
 

@@ -91,7 +91,7 @@ pub struct PatchSetRow {
     pub created: UnixSeconds,
     /// Time at which its making last began.
     pub started: Option<UnixSeconds>,
-    /// Time at which it was ready or had failed.
+    /// Time at which it was made or had failed.
     pub finished: Option<UnixSeconds>,
 }
 

@@ -49,12 +49,12 @@ pub enum RequestPatchesError {
     Db(#[from] DbError),
 }
 
-/// Error that stopped the queue for a while.
+/// Error that stopped the queue for a while, or a list from being signed.
 #[derive(Debug, thiserror::Error)]
-enum QueueError {
+pub(super) enum ListPatchesError {
     #[error("the database failed")]
     Db(#[from] DbError),
-    #[error("a patch set is made but could not be published: a restart, or the next set, publishes it")]
+    #[error("a patch set is made but could not be published: it is tried again")]
     Publish(#[from] PublishError),
 }
 
@@ -102,8 +102,7 @@ impl Origin {
             if queued.0.state == PatchSetState::Ready {
                 // It was on its way out, and is listed again by the maker, which takes a turn of
                 // publications of its own.
-                let mut relist = self.relist.lock().unwrap_or_else(PoisonError::into_inner);
-                relist.insert(new.product.clone());
+                self.relist(&new.product);
             }
             self.patches.wake(queued.0.key.kind());
         }
@@ -197,7 +196,7 @@ impl Origin {
 
     /// Makes and publishes the next set of a kind; `false` when nothing waits or it was told to
     /// stop.
-    async fn make_next(&self, kind: SetKind, stop: &CancellationToken) -> Result<bool, QueueError> {
+    async fn make_next(&self, kind: SetKind, stop: &CancellationToken) -> Result<bool, ListPatchesError> {
         match self.patches.make_next(kind, stop).await {
             Ok(Some((product, made))) => {
                 if made.set.is_some() {
@@ -234,8 +233,19 @@ impl Origin {
         }
     }
 
-    async fn publish_patches(&self, product: &Name) -> Result<(), QueueError> {
+    /// Has the maker sign the list of a product anew at its next turn.
+    fn relist(&self, product: &Name) {
+        self.relist.lock().unwrap_or_else(PoisonError::into_inner).insert(product.clone());
+    }
+
+    /// Signs the list of a product's sets. One that fails is tried again at the maker's next turn.
+    async fn publish_patches(&self, product: &Name) -> Result<(), ListPatchesError> {
         let _turn = self.publishing.lock().await;
+        self.list_patches(product).await.inspect_err(|_| self.relist(product))
+    }
+
+    /// Signs the list of a product's sets. The caller holds the turn of publications.
+    pub(super) async fn list_patches(&self, product: &Name) -> Result<(), ListPatchesError> {
         // Read before the list is made, which then has them.
         let new = self.db.sets_to_list(product).await?;
         let change = self.patches_change(product).await?;

@@ -242,13 +242,17 @@ impl Origin {
                 changes.push(channel_change(&row, document));
             }
         }
-        // The lists of patch sets are set likewise.
+        // The lists of patch sets are set likewise. An earlier run may have made one and not signed
+        // the list.
+        let mut sets = Vec::new();
         for product in self.db.products().await? {
+            sets.extend(self.db.sets_to_list(&product.name).await?);
             changes.push(self.patches_change(&product.name).await?);
         }
         if !changes.is_empty() {
             self.repository.apply(changes, now).await?;
         }
+        self.db.sets_are_listed(&sets).await?;
         // A release without its manifest stays unpublished: pushing the same bytes again heals and
         // publishes it.
         for release in publishable {

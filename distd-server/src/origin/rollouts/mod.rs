@@ -20,6 +20,7 @@ use distd_peer::random;
 use distd_peer::trust::tuf::ChannelDoc;
 
 use self::devices::{Chosen, commonest, count};
+use super::patches::ListPatchesError;
 use super::{Origin, OwnerError, SetChannelError, signed};
 use crate::db::{
     ApproveRollout, BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout,
@@ -135,6 +136,15 @@ pub enum RolloutError {
     /// next looks.
     #[error("could not publish the rollout")]
     Publish(#[from] PublishError),
+}
+
+impl From<ListPatchesError> for RolloutError {
+    fn from(error: ListPatchesError) -> Self {
+        match error {
+            ListPatchesError::Db(error) => Self::Db(error),
+            ListPatchesError::Publish(error) => Self::Publish(error),
+        }
+    }
 }
 
 /// A rollout with the counts of its waves.
@@ -606,10 +616,9 @@ impl Origin {
                     if patches.is_waiting && now < row.patches_until() {
                         return Ok(());
                     }
-                    note = patches.note();
                     // A set that is made may not be listed yet.
-                    let listed = self.patches_change(&row.product).await?;
-                    self.repository.apply(vec![listed], now).await?;
+                    self.list_patches(&row.product).await?;
+                    note = self.patches_for(&row, &followers).await?.note();
                 }
                 if self.db.open_wave(&row, wave, &note, signed(now)).await? {
                     let (product, channel) = (&row.product, &row.channel);
