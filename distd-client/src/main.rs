@@ -27,7 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     #[command(flatten)]
-    Fleet(cmd::Command),
+    Operator(cmd::Command),
     #[command(flatten)]
     Device(cli::Command),
 }
@@ -37,9 +37,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let makes_public_files = matches!(&command, Command::Fleet(command) if command.makes_public_files());
+    let makes_public_files = matches!(&command, Command::Operator(command) if command.makes_public_files());
     cli::start(options, makes_public_files, async |context| match command {
-        Command::Fleet(command) => command.run(context).await.map(|()| ExitCode::SUCCESS),
+        Command::Operator(command) => command.run(context).await.map(|()| ExitCode::SUCCESS),
         Command::Device(command) => command.run(context).await,
     })
 }

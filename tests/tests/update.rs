@@ -186,7 +186,7 @@ fn the_program_of_devices_alone_keeps_a_device_up_to_date() {
     assert!(update.number("held_bytes") > 0, "{}", update.json);
     run(&["verify", &slot]).ok();
     assert!(same(lab.path("slot").as_path(), &v2));
-    // What release engineers do is not in it.
+    // The program has no command of a release engineer.
     let refused = run(&["push", &slot, "--product", "os", "--version", "3"]);
     assert_eq!(refused.code, 2, "{}", refused.json);
     assert!(

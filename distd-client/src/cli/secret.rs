@@ -18,7 +18,8 @@ struct Written<'a> {
     file: &'a Path,
 }
 
-/// Refuses a file for a secret that is there already. Called before the secret is made.
+/// Refuses a file that exists, before the secret is made: a secret that cannot be written would be
+/// lost.
 ///
 /// # Errors
 /// Failures with [`Code::Local`].

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use distd_client::cli::Context;
-use distd_client::cli::ShownProgress;
+use distd_client::cli::{Context, ShownProgress};
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress as _;
 
