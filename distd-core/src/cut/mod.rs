@@ -37,6 +37,7 @@ mod params;
 mod pe;
 mod read;
 mod region;
+pub(crate) mod squashfs;
 mod tar;
 pub(crate) mod verity;
 mod volume;

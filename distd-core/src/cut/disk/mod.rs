@@ -8,7 +8,7 @@ mod name;
 use std::ops::Range;
 
 use super::gzip::Budget;
-use super::{Joined, ReadAt, RegionKind, Regions, erofs, pe, volume};
+use super::{Joined, ReadAt, RegionKind, Regions, erofs, pe, squashfs, volume};
 use crate::bounds::{ARTIFACT_BYTES_MAX, REGIONS_MAX};
 
 pub use make::{MadeDisk, MakeDiskError};
@@ -95,7 +95,7 @@ pub fn path_in_partition(name: &[u8]) -> Option<&[u8]> {
 /// or else the whole artifact.
 pub fn volumes<R: ReadAt + ?Sized>(artifact: &R) -> Vec<Volume> {
     let whole = || vec![Volume { range: 0..artifact.len(), prefix: Vec::new() }];
-    if erofs::is_image(artifact) {
+    if erofs::is_image(artifact) || squashfs::is_image(artifact) {
         return whole();
     }
     partitions(artifact).unwrap_or_else(whole)

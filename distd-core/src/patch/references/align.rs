@@ -188,6 +188,17 @@ impl Gaps {
         gaps
     }
 
+    /// Takes ranges that do not overlap, in order.
+    pub(super) fn of(ranges: Vec<Range<usize>>) -> Self {
+        let mut gaps = Self { starts: Vec::with_capacity(ranges.len()), len: 0 };
+        for range in ranges {
+            let len = range.end - range.start;
+            gaps.starts.push((gaps.len, range));
+            gaps.len += len;
+        }
+        gaps
+    }
+
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.starts.iter().map(|(_, range)| range.clone())
     }

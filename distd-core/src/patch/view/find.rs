@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use super::error::NoView;
 use super::format::{HEAD_BYTES, Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewLimits, ViewSink};
-use super::{FORMATS, clusters};
+use super::{FORMATS, clusters, squashfs};
 use crate::cut::erofs::Reader;
-use crate::cut::{ReadAt, Regions, volumes};
+use crate::cut::{ReadAt, RegionKind, Regions, volumes};
 
 /// Smallest file worth a view, bytes.
 const PACKED_MIN: u64 = 4096;
@@ -70,10 +70,11 @@ impl Group {
 /// Finds the packed files of a layer. `regions` are the regions of the artifact.
 ///
 /// Only files whose name and parts `wanted` accepts are returned. In an image these are the files
-/// that have clusters packed by LZ4, deflate or zstd, in the order of their first parts; nothing
-/// for an artifact that is not such an image, or is damaged. Memory: 32 bytes per extent of these
-/// files. Other files are found by their first [`HEAD_BYTES`] bytes, in order of name; those that
-/// may share a view ([`ViewFormat::shares`]) are in one group.
+/// that have clusters packed by LZ4, deflate or zstd, or the files, blocks of fragments and tables
+/// of SquashFS, in the order of their first parts; nothing for an artifact that is not such an
+/// image, or is damaged. Memory: 32 bytes per extent of these files. Other files are found by their
+/// first [`HEAD_BYTES`] bytes, in order of name; those that may share a view
+/// ([`ViewFormat::shares`]) are in one group.
 ///
 /// # Errors
 /// Any error from reading the artifact.
@@ -81,12 +82,47 @@ pub fn find<R: ReadAt + ?Sized>(
     layer: Layer,
     artifact: &R,
     regions: &Regions,
-    wanted: impl FnMut(&[u8], &[Range<u64>]) -> bool,
+    mut wanted: impl FnMut(&[u8], &[Range<u64>]) -> bool,
 ) -> io::Result<Found> {
     match layer {
-        Layer::Image => Ok(clusters::find(artifact, regions, wanted)),
+        Layer::Image => {
+            let mut found = clusters::find(artifact, regions, &mut wanted);
+            let blocks = squashfs::find(artifact, regions, wanted);
+            found.groups.extend(blocks.groups);
+            found.without.extend(blocks.without);
+            Ok(found)
+        }
         Layer::File => files(artifact, regions, wanted),
     }
+}
+
+/// Returns end and name of the packed region that starts at `start`.
+pub(super) fn packed_region_at(regions: &Regions, start: u64) -> Option<(u64, Option<&[u8]>)> {
+    let index = regions.all().binary_search_by_key(&start, |region| region.start).ok()?;
+    let region = &regions.all()[index];
+    (region.kind == RegionKind::Packed).then(|| (region.end(), regions.name(region)))
+}
+
+/// Splits files into groups that share a view, in order: each has files of at most `most` together,
+/// or one file that is heavier.
+pub(super) fn split_by_weight(
+    files: Vec<PackedFile>,
+    most: u64,
+    weight: impl Fn(&PackedFile) -> u64,
+) -> Vec<Vec<PackedFile>> {
+    let (mut groups, mut sum): (Vec<Vec<PackedFile>>, u64) = (Vec::new(), 0);
+    for file in files {
+        let weight = weight(&file);
+        sum = sum.saturating_add(weight);
+        match groups.last_mut() {
+            Some(group) if sum <= most => group.push(file),
+            _ => {
+                groups.push(vec![file]);
+                sum = weight;
+            }
+        }
+    }
+    groups
 }
 
 /// Returns the format of a file that begins at `start`; `None` if it has no view.

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::error::{NoView, RecipeError};
 use super::map::ClusterMap;
 use super::parts::parts;
+use super::squashfs::BlockMap;
 use crate::cut::{ReadAt, RegionKind, len_of, read_parts};
 use crate::patch::Cost;
 
@@ -198,8 +199,10 @@ pub struct PackedFile {
     pub name: Vec<u8>,
     /// Ranges of the file's bytes in the artifact, in file order.
     pub parts: Vec<Range<u64>>,
-    /// Description of the file's clusters, in an image.
+    /// Description of the file's clusters, in an EROFS image.
     pub(super) clusters: Option<ClusterMap>,
+    /// Description of the file's blocks, in a SquashFS image.
+    pub(super) blocks: Option<BlockMap>,
     /// Range of the file's last bytes, if no region of it has them: a view needs them, but they are
     /// neither packed nor unpacked.
     pub(super) tail: Option<Range<u64>>,
@@ -208,7 +211,7 @@ pub struct PackedFile {
 impl PackedFile {
     /// Describes a file that is packed by itself.
     pub fn new(name: Vec<u8>, parts: Vec<Range<u64>>) -> Self {
-        Self { name, parts, clusters: None, tail: None }
+        Self { name, parts, clusters: None, blocks: None, tail: None }
     }
 }
 
@@ -261,11 +264,17 @@ impl Unpacked {
         self.with_view(files).flat_map(|(file, _)| file.parts.iter().cloned()).collect()
     }
 
-    /// Returns names and ranges of the files in the view, which begins at `start`.
+    /// Returns names and ranges of the files in the view, which begins at `start`. A packed file
+    /// that holds others, such as a block with the ends of files, has the names of these.
     pub fn named(&self, files: &[PackedFile], start: u64) -> Vec<(Vec<u8>, Range<u64>)> {
-        self.with_view(files)
-            .map(|(file, range)| (file.name.clone(), start + range.start..start + range.end))
-            .collect()
+        let named = |(file, range): (&PackedFile, &Range<u64>)| {
+            let range = start + range.start..start + range.end;
+            match &file.blocks {
+                Some(map) => map.named(&file.name, range),
+                None => vec![(file.name.clone(), range)],
+            }
+        };
+        self.with_view(files).flat_map(named).collect()
     }
 
     fn with_view<'a>(

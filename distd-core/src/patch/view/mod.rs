@@ -6,8 +6,8 @@
 //!   concatenated plain text of the members; zip archives and PNG files, whose view has the plain
 //!   text of each deflate stream in its place between the other bytes; xz and zstd streams, in
 //!   files, kernel images and behind archives;
-//! - images: the files of an EROFS image that the image packs by LZ4, deflate or zstd; one view is
-//!   the content of many files.
+//! - images: the files of an EROFS image that the image packs by LZ4, deflate or zstd, and the
+//!   blocks of a SquashFS image; one view is the content of many files.
 //!
 //! A **recipe** says how to pack a view again, bit for bit. The views of the old and the new
 //! release are paired like any other bytes. While a patch set is applied, the device rebuilds the
@@ -43,6 +43,7 @@ mod parts;
 mod pieces;
 mod png;
 mod reader;
+mod squashfs;
 mod streams;
 mod transparency;
 mod zip;
@@ -73,6 +74,7 @@ pub static FORMATS: &[&dyn ViewFormat] = &[
     &streams::ZSTD,
     &streams::KERNEL,
     &streams::ARCHIVE,
+    &squashfs::SQUASHFS,
 ];
 
 /// Packs a view again: reads the view once, in order, and writes the packed bytes to `packed`.

@@ -5,9 +5,9 @@ use std::ops::{ControlFlow, Range};
 use super::{ANY, LZ4};
 use crate::bounds::VIEW_BYTES_MAX;
 use crate::cut::erofs::{Coding, Extent, ExtentData, Reader};
-use crate::cut::{ReadAt, RegionKind, Regions, Volume, volumes};
+use crate::cut::{ReadAt, Regions, Volume, volumes};
 use crate::patch::view::error::NoView;
-use crate::patch::view::find::{Found, Group};
+use crate::patch::view::find::{Found, Group, packed_region_at, split_by_weight};
 use crate::patch::view::format::{PackedFile, ViewFormat};
 use crate::patch::view::map::{ClusterMap, Piece};
 
@@ -32,11 +32,7 @@ pub(in crate::patch::view) fn find<R: ReadAt + ?Sized>(
         }
     }
     files.sort_by_key(|file| file.parts.first().map(|part| part.start));
-    let mut bounds = groups(&files).into_iter().map(|group| group.len());
-    let mut files = files.into_iter();
-    found
-        .groups
-        .extend(std::iter::from_fn(|| Some(files.by_ref().take(bounds.next()?).collect())).map(group));
+    found.groups.extend(split_by_weight(files, GROUP_BYTES, weight).into_iter().map(group));
     found
 }
 
@@ -72,7 +68,7 @@ fn find_in<R: ReadAt + ?Sized>(
             .and_then(|()| check(&map, &name, &parts, regions));
         if wanted(&name, &parts) {
             match result {
-                Ok(()) => files.push(PackedFile { name, parts, clusters: Some(map), tail: None }),
+                Ok(()) => files.push(PackedFile { clusters: Some(map), ..PackedFile::new(name, parts) }),
                 Err(why) => found.without.push((name, why)),
             }
         }
@@ -106,7 +102,7 @@ fn push(map: &mut ClusterMap, parts: &mut Vec<Range<u64>>, base: u64, extent: &E
             return;
         }
     };
-    let listed = !inline || region_at(regions, start).is_some_and(|(end, _)| end == start + len);
+    let listed = !inline || packed_region_at(regions, start).is_some_and(|(end, _)| end == start + len);
     if listed {
         match parts.last_mut() {
             Some(part) if part.end == start && !inline => part.end = start + len,
@@ -120,7 +116,8 @@ fn push(map: &mut ClusterMap, parts: &mut Vec<Range<u64>>, base: u64, extent: &E
 
 fn check(map: &ClusterMap, name: &[u8], parts: &[Range<u64>], regions: &Regions) -> Result<(), NoView> {
     let is_whole = |part: &Range<u64>| {
-        region_at(regions, part.start).is_some_and(|(end, found)| end == part.end && found == Some(name))
+        packed_region_at(regions, part.start)
+            .is_some_and(|(end, found)| end == part.end && found == Some(name))
     };
     let long_turn = |piece: &Piece| {
         piece.turn.is_some_and(|turn| turn > 0) && (piece.packed != map.block_bytes || piece.inline)
@@ -148,30 +145,6 @@ fn weight(file: &PackedFile) -> u64 {
     map.plain_bytes * if deflated { 4 } else { 1 }
 }
 
-/// Returns end and name of the packed region that starts at `start`.
-fn region_at(regions: &Regions, start: u64) -> Option<(u64, Option<&[u8]>)> {
-    let index = regions.all().binary_search_by_key(&start, |region| region.start).ok()?;
-    let region = &regions.all()[index];
-    (region.kind == RegionKind::Packed).then(|| (region.end(), regions.name(region)))
-}
-
-/// Decides which files share a view; returns ranges of indices, in order.
-fn groups(files: &[PackedFile]) -> Vec<Range<usize>> {
-    let mut groups: Vec<Range<usize>> = Vec::new();
-    let mut bytes = 0;
-    for (index, file) in files.iter().enumerate() {
-        match groups.last_mut() {
-            Some(group) if bytes + weight(file) <= GROUP_BYTES => group.end += 1,
-            _ => {
-                groups.push(index..index + 1);
-                bytes = 0;
-            }
-        }
-        bytes += weight(file);
-    }
-    groups
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,23 +157,22 @@ mod tests {
             window_bits: 0,
             pieces: Vec::new(),
         };
-        PackedFile { name: Vec::new(), parts: Vec::new(), clusters: Some(clusters), tail: None }
+        PackedFile { clusters: Some(clusters), ..PackedFile::new(Vec::new(), Vec::new()) }
     }
 
     #[test]
     fn groups_hold_all_files_in_order_and_long_ones_alone() {
         let sizes = [1, 255, 4096, 65_536, 300_000, 1_500_000, 9_000_000, 40 << 20, 12_300].repeat(20);
         let files: Vec<_> = sizes.iter().copied().map(file).collect();
-        let groups = groups(&files);
-        let all: Vec<_> = groups.iter().cloned().flatten().collect();
-        assert_eq!(all, (0..files.len()).collect::<Vec<_>>());
+        let groups = split_by_weight(files.clone(), GROUP_BYTES, weight);
+        assert_eq!(groups.concat(), files);
         for group in &groups {
-            let bytes: u64 = sizes[group.clone()].iter().sum();
-            assert!(bytes <= GROUP_BYTES || group.len() == 1, "{group:?}: {bytes}");
+            let bytes: u64 = group.iter().map(weight).sum();
+            assert!(bytes <= GROUP_BYTES || group.len() == 1, "{bytes}");
         }
         for two in groups.windows(2) {
-            let with_next: u64 = sizes[two[0].start..=two[1].start].iter().sum();
-            assert!(with_next > GROUP_BYTES, "{two:?}");
+            let with_next: u64 = two[0].iter().chain(&two[1][..1]).map(weight).sum();
+            assert!(with_next > GROUP_BYTES, "{with_next}");
         }
     }
 }

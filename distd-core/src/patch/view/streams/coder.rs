@@ -14,7 +14,7 @@ use crate::proto::put_varint;
 const PIECE: usize = 128 << 10;
 
 /// Packer of one stream.
-pub(super) trait Packer {
+pub(in crate::patch::view) trait Packer {
     /// Packs the next bytes of content, or the last ones, and writes all that is ready.
     fn pack(&mut self, plain: &[u8], is_last: bool, out: &mut dyn Write) -> io::Result<()>;
 

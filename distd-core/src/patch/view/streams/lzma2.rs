@@ -20,17 +20,17 @@ pub(super) const EXTREME: u8 = 0x10;
 
 /// Presets of `xz`, the likeliest first. Presets 6 to 9 differ in their dictionary alone, and so do
 /// the slower variants but those of 3 and 5.
-pub(super) const PRESETS: [u8; 9] = [6, 9 | EXTREME, 5, 4, 3, 2, 1, 0, 3 | EXTREME];
+pub(in crate::patch::view) const PRESETS: [u8; 9] = [6, 9 | EXTREME, 5, 4, 3, 2, 1, 0, 3 | EXTREME];
 
 /// Properties of a stream without a single packed chunk: the defaults of `xz`.
-const PROPERTIES: u8 = 93;
+pub(super) const PROPERTIES: u8 = 93;
 
 /// Bytes read and written at once.
 const PIECE: usize = 64 << 10;
 
 /// Filters of a stream, as the header of an xz block has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chain {
+pub(in crate::patch::view) struct Chain {
     /// Filters before LZMA2: number and properties.
     before: Vec<(u8, Vec<u8>)>,
     /// Dictionary, as xz encodes its length.
@@ -39,13 +39,16 @@ pub(super) struct Chain {
 
 impl Chain {
     /// Reads the count of the filters and the filters. An xz block has the count in its flags.
-    pub(super) fn take(reader: &mut Reader<'_>) -> Result<Self, RecipeError> {
+    pub(in crate::patch::view) fn take(reader: &mut Reader<'_>) -> Result<Self, RecipeError> {
         let count = reader.expect_byte()?;
         Self::of_header(usize::from(count), reader)
     }
 
     /// Reads `count` filters, at most four.
-    pub(super) fn of_header(count: usize, reader: &mut Reader<'_>) -> Result<Self, RecipeError> {
+    pub(in crate::patch::view) fn of_header(
+        count: usize,
+        reader: &mut Reader<'_>,
+    ) -> Result<Self, RecipeError> {
         if !(1..=4).contains(&count) {
             return Err(RecipeError::Damaged("it has too many filters"));
         }
@@ -72,7 +75,7 @@ impl Chain {
         Ok(chain)
     }
 
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    pub(in crate::patch::view) fn put(&self, out: &mut Vec<u8>) {
         out.push(self.before.len() as u8 + 1);
         for (number, properties) in &self.before {
             out.extend_from_slice(&[*number, properties.len() as u8]);
@@ -81,7 +84,7 @@ impl Chain {
         out.extend_from_slice(&[LZMA2, 1, self.dictionary]);
     }
 
-    pub(super) fn dictionary_bytes(&self) -> u64 {
+    pub(in crate::patch::view) fn dictionary_bytes(&self) -> u64 {
         u64::from(2 | self.dictionary & 1) << (self.dictionary / 2 + 11)
     }
 
@@ -113,16 +116,16 @@ impl Chain {
 
 /// Settings of the packer of one stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Setting {
+pub(in crate::patch::view) struct Setting {
     /// Preset of `xz`, perhaps with [`EXTREME`].
-    pub(super) preset: u8,
+    pub(in crate::patch::view) preset: u8,
     /// Literal context, literal position and position bits, as LZMA encodes them.
-    pub(super) properties: u8,
-    pub(super) chain: Chain,
+    pub(in crate::patch::view) properties: u8,
+    pub(in crate::patch::view) chain: Chain,
 }
 
 impl Setting {
-    pub(super) fn take(reader: &mut Reader<'_>) -> Result<Self, RecipeError> {
+    pub(in crate::patch::view) fn take(reader: &mut Reader<'_>) -> Result<Self, RecipeError> {
         let (preset, properties) = (reader.expect_byte()?, reader.expect_byte()?);
         if preset & !EXTREME > 9 {
             return Err(RecipeError::Damaged("unknown preset"));
@@ -130,7 +133,7 @@ impl Setting {
         Ok(Self { preset, properties, chain: Chain::take(reader)? })
     }
 
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    pub(in crate::patch::view) fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&[self.preset, self.properties]);
         self.chain.put(out);
     }
@@ -142,17 +145,17 @@ impl Setting {
 
     /// Memory to pack, bytes. liblzma keeps half a dictionary more than the dictionary, at most
     /// four bytes of hashes for each byte of it, and four bytes of chains or eight bytes of trees.
-    pub(super) fn memory(&self) -> u64 {
+    pub(in crate::patch::view) fn memory(&self) -> u64 {
         let halves = if self.has_trees() { 27 } else { 19 };
         self.chain.dictionary_bytes() * halves / 2 + (2 << 20)
     }
 
     /// Bytes of content packed in a second by one core, about.
-    pub(super) fn rate(&self) -> u64 {
+    pub(in crate::patch::view) fn rate(&self) -> u64 {
         if self.has_trees() { 3_000_000 } else { 10_000_000 }
     }
 
-    pub(super) fn packer(&self) -> Option<Box<dyn Packer>> {
+    pub(in crate::patch::view) fn packer(&self) -> Option<Box<dyn Packer>> {
         let level = u32::from(self.preset & !EXTREME);
         let extreme = if self.preset & EXTREME == 0 { 0 } else { liblzma::stream::PRESET_EXTREME };
         let mut options = LzmaOptions::new_preset(level | extreme).ok()?;

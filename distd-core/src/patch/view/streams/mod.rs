@@ -58,14 +58,14 @@
 //! Neither recipe states its memory. It follows from the steps ([`ViewFormat::cost`]), and a device
 //! compares it with what the index of the set says before it packs.
 
-mod coder;
+pub(super) mod coder;
 mod kernel;
-mod lzma2;
+pub(super) mod lzma2;
 mod make;
 mod repack;
 mod scan;
 mod unpack;
-mod xz;
+pub(super) mod xz;
 mod zstd;
 
 use std::io::{self, Read, Write};

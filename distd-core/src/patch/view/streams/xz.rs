@@ -3,11 +3,21 @@
 
 use std::io;
 
+use crc::{CRC_32_ISO_HDLC, Crc};
+
 use super::lzma2::{self, Chain};
 use super::scan::{Peek, Segment, Stream};
 use crate::patch::view::reader::Reader;
 
 const MAGIC: &[u8; 6] = b"\xFD7zXZ\0";
+const FOOTER_MAGIC: &[u8; 2] = b"YZ";
+
+/// Flags of a stream whose check is CRC32.
+const CRC32_FLAGS: [u8; 2] = [0, 1];
+
+const CRC_BYTES: usize = 4;
+
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// Bytes of the header of a stream, and of its footer.
 const ENDS: u64 = 12;
@@ -27,7 +37,7 @@ pub(super) fn dictionary(head: &[u8]) -> Option<u64> {
 }
 
 /// Reads the filters in the header of a block.
-fn chain(header: &[u8]) -> Option<Chain> {
+pub(in crate::patch::view) fn chain(header: &[u8]) -> Option<Chain> {
     let (flags, mut rest) = (*header.get(1)?, header.get(2..header.len() - 4)?);
     if flags & 0x3C != 0 {
         return None;
@@ -40,6 +50,65 @@ fn chain(header: &[u8]) -> Option<Chain> {
         }
     }
     Chain::of_header(usize::from(flags & 3) + 1, &mut Reader(rest)).ok()
+}
+
+/// Returns the filters of the first block of a file, and the properties of its LZMA2 data; `None`
+/// if the file is cut off or has unknown filters.
+pub(in crate::patch::view) fn first_block(file: &[u8]) -> Option<(Chain, u8)> {
+    let start = ENDS as usize;
+    let size = (usize::from(*file.get(start)?) + 1) * 4;
+    let chain = chain(file.get(start..start + size)?)?;
+    // The first chunk that is packed has the properties. Its control byte is at least 0xC0.
+    let properties = match file.get(start + size..)? {
+        [control, _, _, _, _, properties, ..] if *control >= 0xC0 => *properties,
+        _ => lzma2::PROPERTIES,
+    };
+    Some((chain, properties))
+}
+
+/// Returns the file of one block that `lzma_stream_buffer_encode` makes around LZMA2 data: `plain`
+/// is its content. The check is CRC32. The header of the block has room for the longest data that
+/// the content could give, and states both lengths.
+pub(in crate::patch::view) fn one_block(data: &[u8], plain: &[u8], chain: &Chain) -> Vec<u8> {
+    let mut filters = Vec::new();
+    chain.put(&mut filters);
+    let flags = [0xC0 | (filters[0] - 1)];
+    let (packed, whole) = (number(data.len() as u64), number(plain.len() as u64));
+    // Uncompressed chunks of 64 KiB with three bytes in front, and one byte at the end.
+    let most = plain.len() + plain.len().div_ceil(64 << 10) * 3 + 1;
+    let room = 2 + number(most as u64).len() + whole.len() + filters.len() - 1;
+    let room = room.next_multiple_of(4);
+    let mut header = vec![(room / 4) as u8];
+    header.extend([&flags[..], &packed, &whole, &filters[1..]].concat());
+    header.resize(room, 0);
+    let mut out = [&MAGIC[..], &CRC32_FLAGS, &crc(&CRC32_FLAGS)].concat();
+    let with_crc = |bytes: &[u8]| [bytes, &crc(bytes)].concat();
+    out.extend(with_crc(&header));
+    out.extend_from_slice(data);
+    let unpadded = header.len() + CRC_BYTES + data.len() + CRC_BYTES;
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend(crc(plain));
+    let mut index = [&[0, 1][..], &number(unpadded as u64), &whole].concat();
+    index.resize(index.len().next_multiple_of(4), 0);
+    let index = with_crc(&index);
+    let footer = [&(index.len() as u32 / 4 - 1).to_le_bytes()[..], &CRC32_FLAGS].concat();
+    out.extend([&index[..], &crc(&footer), &footer, FOOTER_MAGIC].concat());
+    out
+}
+
+fn crc(bytes: &[u8]) -> [u8; CRC_BYTES] {
+    CRC.checksum(bytes).to_le_bytes()
+}
+
+/// Encodes a number as xz files have it: seven bits a byte, the lowest first.
+fn number(mut number: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+    out
 }
 
 /// Adds the stream at `start` to `segments`, and returns the offset behind it; `None` if there is
