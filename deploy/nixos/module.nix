@@ -117,7 +117,7 @@ in
       joinTokenFile = mkOption {
         type = types.nullOr types.path;
         default = null;
-        description = "File outside the Nix store with a join token; needed until the relay has enrolled.";
+        description = "File outside the Nix store with a join token; needed until the relay has enrolled; null afterwards, or leave the file.";
       };
       environmentFile = environmentFile "the relay, such as DISTD_PEER_PROXY_URL";
       inherit openFirewall;
@@ -135,7 +135,7 @@ in
       joinTokenFile = mkOption {
         type = types.nullOr types.path;
         default = null;
-        description = "File outside the Nix store with a join token; needed until the device has enrolled.";
+        description = "File outside the Nix store with a join token; needed until the device has enrolled; null afterwards, or leave the file.";
       };
       settings = mkOption {
         type = types.attrsOf types.str;
