@@ -3,7 +3,7 @@
 //! The checks that relays and devices share are here; [`Examination`] is also that of an origin.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::error::Chain;
+use distd_core::proto::close::CloseCode;
 use quinn::Endpoint;
 use rustix::net::sockopt;
 use rustls::pki_types::CertificateDer;
@@ -22,7 +23,7 @@ use crate::filesystem::Space;
 use crate::net::{Dialer, Link, LinkError, Outbound, Proxies, Transport, client_endpoint, resolve};
 use crate::trust::files;
 use crate::trust::identity::{CertInfo, NodeIdentity, certificate_from_pem};
-use crate::trust::tls::{Credentials, quic_client};
+use crate::trust::tls::{Credentials, TrustAnchor, quic_client};
 use crate::trust::tuf::wire::{Answer, Query};
 
 /// Name of the file of an answer that says what a parent is.
@@ -103,8 +104,8 @@ impl Examination {
         self.checks.iter().all(|check| check.verdict != Verdict::Finding)
     }
 
-    /// Checks that the directories and files that hold secrets are for their owner alone. A file
-    /// that is not there is left out.
+    /// Checks that the directories that hold secrets are for their owner alone, and the files by
+    /// the rule of [`files::secret_mode_max`]. A file that is not there is left out.
     pub fn rights(&mut self, secrets: impl IntoIterator<Item = PathBuf>) {
         let mut seen = 0;
         let before = self.checks.len();
@@ -112,7 +113,8 @@ impl Examination {
             let Ok(meta) = std::fs::metadata(&path) else { continue };
             seen += 1;
             let mode = meta.mode() & 0o7777;
-            if mode & 0o077 != 0 {
+            let max = if meta.is_dir() { 0o700 } else { files::secret_mode_max(meta.uid()) };
+            if mode & 0o777 & !max != 0 {
                 let wanted = if meta.is_dir() { "700" } else { "600" };
                 self.finding(
                     "rights",
@@ -122,7 +124,40 @@ impl Examination {
             }
         }
         if self.checks.len() == before {
-            self.sound("rights", format!("{seen} files with secrets are for their owner alone"));
+            self.sound("rights", format!("{seen} files with secrets are closed to others"));
+        }
+    }
+
+    /// Checks that a node of the realm whose CA certificate is in the file `ca` answers at an
+    /// address of this machine, over UDP and over TCP. An address that stands for all of the
+    /// machine's is asked on loopback.
+    pub async fn answers(&mut self, ca: &Path, mut address: SocketAddr) {
+        let pem = files::read(ca).ok().flatten().and_then(|pem| certificate_from_pem(&pem).ok());
+        let Some(anchor) = pem.map(TrustAnchor::Ca) else {
+            let says = format!("{} holds no certificate of a realm", ca.display());
+            return self.finding("certificate", says, "enrol the node, and look at its log");
+        };
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        let address = address.to_string();
+        for (check, name, transport) in [("udp", "UDP", Transport::Quic), ("tcp", "TCP", Transport::Https)] {
+            let dialled = async {
+                let dialer = Dialer::enrolling(&anchor, Outbound::direct(transport))
+                    .map_err(|e| Chain(&e).to_string())?;
+                let dialling = tokio::time::timeout(WAIT, dialer.dial(&address));
+                let connection =
+                    dialling.await.map_err(|_| format!("nothing within {} s", WAIT.as_secs()))?;
+                connection.map_err(|e| Chain(&e).to_string()).map(|it| it.close(CloseCode::Done))
+            };
+            match dialled.await {
+                Ok(()) => self.sound(check, format!("{address} answers over {name}")),
+                Err(why) => self.finding(
+                    check,
+                    format!("{address} does not answer over {name}: {why}"),
+                    "look whether it runs and at its log; a relay listens once it has enrolled",
+                ),
+            }
         }
     }
 
@@ -483,7 +518,7 @@ async fn ask(
         let link = Link::connect(&dialer, parent, &meter, &meter, unix_now()).await?;
         let question = Query { about: true, ..Query::default() };
         let answer = link.metadata(question.encode().into()).await?;
-        link.close(distd_core::proto::close::CloseCode::Done);
+        link.close(CloseCode::Done);
         Ok::<_, LinkError>(answer)
     };
     let answer = match tokio::time::timeout(WAIT, asking).await {

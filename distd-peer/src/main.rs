@@ -31,7 +31,7 @@ enum Command {
     /// Say what keeps this relay from its work, and how to mend it: clock, names, UDP, MTU, proxy,
     /// certificate, disk, rights of secrets, version. Changes nothing.
     ///
-    /// Ends with 0 when nothing is found, else with 1.
+    /// Ends with 0 when nothing is found, else with 1. For a health check, ask with --answers.
     Doctor(DoctorArgs),
     /// Hand a bundle, made by distd export, over to the relay of this machine.
     Import(ImportArgs),
@@ -91,6 +91,9 @@ struct DoctorArgs {
     /// TOML file of the relay.
     #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
     config: Option<PathBuf>,
+    /// Check only that the relay answers, over UDP and TCP: for the health check of a container.
+    #[arg(long)]
+    answers: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -104,7 +107,7 @@ impl TableOptions for DoctorOptions {
     const TABLE: Table<relay::Values> = relay::TABLE;
 
     fn has(key: &str) -> bool {
-        matches!(key, "data" | "parents" | "transport" | "cache.min_free_bytes")
+        matches!(key, "data" | "parents" | "listen" | "transport" | "cache.min_free_bytes")
     }
 }
 
@@ -181,6 +184,10 @@ async fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let settings = RelaySettings::resolve(&args.settings.line, environment, args.config.as_deref())?;
     let config = settings.config();
     let mut found = Examination::default();
+    if args.answers {
+        found.answers(&config.data.join("realm-ca.pem"), config.listen).await;
+        return show(&found, args.json);
+    }
     let patient = NodePatient {
         data: &config.data,
         parents: &config.parents,
@@ -192,8 +199,13 @@ async fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         room: config.store.min_free_bytes,
     };
     patient.examine(&mut found).await;
-    if args.json {
-        println!("{}", serde_json::to_string(&found)?);
+    show(&found, args.json)
+}
+
+/// Prints an examination, and returns the exit code that it ends with.
+fn show(found: &Examination, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        println!("{}", serde_json::to_string(found)?);
     } else {
         println!("{found}");
     }

@@ -51,7 +51,7 @@ enum Command {
     /// names, certificates, database, store, signed metadata, clock, UDP, webhooks. Changes
     /// nothing.
     ///
-    /// Ends with 0 when nothing is found, else with 1.
+    /// Ends with 0 when nothing is found, else with 1. For a health check, ask with --answers.
     Doctor(DoctorArgs),
     /// Copy the whole origin to a new directory, while it runs or not.
     Backup {
@@ -217,6 +217,9 @@ struct FsckArgs {
 
 #[derive(Args)]
 struct DoctorArgs {
+    /// Check only that the origin answers, over TCP and UDP: for the health check of a container.
+    #[arg(long)]
+    answers: bool,
     /// End with one JSON object.
     #[arg(long)]
     json: bool,
@@ -378,7 +381,11 @@ async fn fsck(args: FsckArgs) -> anyhow::Result<ExitCode> {
 
 async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let settings = args.settings.settings()?;
-    let found = offline::doctor(&settings, args.settings.file().as_deref()).await;
+    let found = if args.answers {
+        offline::answers(&settings).await
+    } else {
+        offline::doctor(&settings, args.settings.file().as_deref()).await
+    };
     let text = if args.json { serde_json::to_string(&found)? } else { found.to_string() };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,7 +1,6 @@
 //! The state that every command starts from: the state directory, the remembered settings, and the
 //! output.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
@@ -142,9 +141,7 @@ impl Context {
     }
 }
 
-/// Reads a secret file that was granted to this process. The file must belong to root or to this
-/// user, must not be writable by its group, and must be closed to other users. Container secrets
-/// and systemd credentials come with mode 0440 (PostgreSQL accepts its key files by the same rule).
+/// Reads a secret file that was granted to this process, by the rule of [`files::check_granted`].
 fn read_granted(path: &Path) -> anyhow::Result<Vec<u8>> {
     let other_way = format!("hand it over on standard input: --token-file - <{}", path.display());
     let local = |e: anyhow::Error| Failure::new(Code::Local, e);
@@ -161,16 +158,7 @@ fn read_granted(path: &Path) -> anyhow::Result<Vec<u8>> {
         local(anyhow!(text)).next("name the file that holds the token")
     })?;
     let meta = file.metadata().map_err(|e| local(e.into()))?;
-    let (mode, owner) = (meta.mode() & 0o777, meta.uid());
-    if ![0, rustix::process::geteuid().as_raw()].contains(&owner) {
-        let error = anyhow!("{} belongs to another user", path.display());
-        return Err(local(error).next(other_way).into());
-    }
-    if mode & 0o027 != 0 {
-        let error = anyhow!("{} is open to others (mode {mode:03o})", path.display());
-        let next = format!("run: chmod 600 {}; or {other_way}", path.display());
-        return Err(local(error).next(next).into());
-    }
+    files::check_granted(&meta, path).map_err(|error| local(error.into()).next(other_way))?;
     side::read_anyones(path, files::TRUST_FILE_BYTES_MAX).map_err(|e| local(e.into()).into())
 }
 

@@ -45,12 +45,7 @@ pub async fn doctor(settings: &Settings, config: Option<&Path>) -> Examination {
     let mut found = Examination::default();
     let places = settings.places();
     found.sound("version", format!("distd-server {}", env!("CARGO_PKG_VERSION")));
-    if !is_origin(&places.data) {
-        found.finding(
-            "data",
-            format!("{} holds no origin", places.data.display()),
-            "give --data the directory that distd-server serve uses, and run this as its user",
-        );
+    if !has_origin(&mut found, &places.data) {
         return found;
     }
     found.rights(secrets(settings, config));
@@ -66,6 +61,28 @@ pub async fn doctor(settings: &Settings, config: Option<&Path>) -> Examination {
     metadata(&mut found, &places).await;
     running(&mut found, settings, &places.data).await;
     found
+}
+
+/// Asks the origin of these settings alone whether it answers, for a health check that is repeated.
+pub async fn answers(settings: &Settings) -> Examination {
+    let mut found = Examination::default();
+    if has_origin(&mut found, &settings.data) {
+        running(&mut found, settings, &settings.data).await;
+    }
+    found
+}
+
+/// Checks that a data directory is an origin's.
+fn has_origin(found: &mut Examination, data: &Path) -> bool {
+    let is_origin = is_origin(data);
+    if !is_origin {
+        found.finding(
+            "data",
+            format!("{} holds no origin", data.display()),
+            "give --data the directory that distd-server serve uses, and run this as its user",
+        );
+    }
+    is_origin
 }
 
 /// Files and directories that hold secrets.
@@ -236,7 +253,11 @@ async fn running(found: &mut Examination, settings: &Settings, data: &Path) {
         address
     };
     let pem = std::fs::read(data.join("realm/ca.pem")).unwrap_or_default();
-    let Ok(ca) = certificate_from_pem(&pem) else { return };
+    // The check of the certificate names this too, where it is made.
+    let Ok(ca) = certificate_from_pem(&pem) else {
+        let says = format!("{} holds no certificate", data.join("realm/ca.pem").display());
+        return found.finding("running", says, "restore it from a backup");
+    };
     let anchor = TrustAnchor::Ca(ca);
     let (http, quic) = (here(settings.http), here(settings.quic));
     let scheme = if settings.http_plain { "http" } else { "https" };

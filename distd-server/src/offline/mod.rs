@@ -20,7 +20,7 @@ mod root;
 mod token;
 
 pub use backup::{Backed, BackupError, backup};
-pub use doctor::doctor;
+pub use doctor::{answers, doctor};
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
 pub use keys::{KeysError, openpgp_key, renew_ca, rotate};
 pub use own::OwnError;
