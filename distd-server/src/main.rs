@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_peer::service::ServiceManager;
 use distd_peer::settings::{Table, TableArgs, TableOptions};
+use distd_peer::trust::files::create_secret;
 use distd_server::config::{self, ENV_CONFIG, Settings, parse_bundle_validity, parse_validity};
 use distd_server::init;
 use distd_server::offline::{self, FsckOptions, RootOrder};
@@ -69,7 +70,7 @@ enum Command {
         #[command(flatten)]
         places: PlaceArgs,
     },
-    /// Change TUF keys, or renew the CA's certificate.
+    /// Change TUF keys, renew the CA's certificate, or hand the keys on to a further origin.
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
@@ -135,6 +136,25 @@ enum KeysCommand {
     /// Make a new certificate of the CA's key, valid for ten years from now, and put it into
     /// realm/ca.pem. Nodes and tokens stay as they are. The origin may run.
     RenewCa {
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Print the realm's private keys as one file, for a further origin of the same database and
+    /// store. Whoever has the file signs for the realm. The origin may run.
+    Export {
+        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Take the keys of such a file over, before the origin is started for the first time.
+    ///
+    /// A data directory that has keys of that realm stays as it is.
+    Import {
+        /// The file.
+        #[arg(value_name = "FILE")]
+        from: PathBuf,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -391,6 +411,23 @@ async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
     Ok(if found.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Prints the realm's keys, or writes them to a new file.
+fn export_keys(places: &Places, out: Option<&Path>) -> anyhow::Result<()> {
+    let text = offline::export_keys(places)?;
+    match out {
+        None => writeln!(std::io::stdout(), "{text}")?,
+        Some(path) if create_secret(path, text.as_bytes())? => {
+            writeln!(
+                std::io::stdout(),
+                "the realm's keys: {}; delete the file when they are where they belong",
+                quoted(path)
+            )?;
+        }
+        Some(path) => anyhow::bail!("{} is there already: name a new file", path.display()),
+    }
+    Ok(())
+}
+
 async fn backup(to: &Path, places: &Places) -> anyhow::Result<()> {
     let backed = offline::backup(places, to).await?;
     let mut out = std::io::stdout().lock();
@@ -501,6 +538,14 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
             let end = end.map(|end| end.to_string()).unwrap_or_default();
             writeln!(std::io::stdout(), "{}: the CA's certificate is valid until {end}", quoted(&path))?;
             writeln!(std::io::stdout(), "next: give the file to those who use the HTTP API with --cacert")?;
+        }
+        Command::Keys { command: KeysCommand::Export { out, places } } => {
+            export_keys(&places.places()?, out.as_deref())?;
+        }
+        Command::Keys { command: KeysCommand::Import { from, places } } => {
+            let places = places.places()?;
+            let done = if offline::import_keys(&places, &from)? { "has the keys now" } else { "had them" };
+            writeln!(std::io::stdout(), "{} {done}", quoted(&places.data))?;
         }
         Command::Root { command } => root(command).await?,
         Command::Signer { .. } => unreachable!("main answers it before there is a runtime"),

@@ -18,8 +18,8 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/distd-images.XXXXXX")
 mkdir "$work/bin"
 cat >"$work/containers.conf" <<C
 [containers]
-# Limits that a process without CAP_SYS_RESOURCE may give.
-default_ulimits = ["nofile=$(ulimit -Hn):$(ulimit -Hn)", "nproc=$(ulimit -Hu):$(ulimit -Hu)"]
+# Below those of this machine, which a process without CAP_SYS_RESOURCE cannot raise again.
+default_ulimits = ["nofile=10000:10000", "nproc=10000:10000"]
 [engine]
 cgroup_manager = "cgroupfs"
 runtime = "runc"
@@ -30,7 +30,8 @@ C
 podman=$(command -v podman)
 cat >"$work/bin/podman" <<P
 #!/bin/sh
-export CONTAINERS_CONF=$work/containers.conf
+# Checks of health are run by the test: without systemd there is no timer for them.
+export CONTAINERS_CONF=$work/containers.conf DISABLE_HC_SYSTEMD=true
 exec $podman --root $work/storage --runroot $work/run --tmpdir $work/tmp "\$@"
 P
 chmod +x "$work/bin/podman"

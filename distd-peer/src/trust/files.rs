@@ -84,7 +84,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 
 /// Permission bits that a secret file of the user `owner` may have.
 ///
-/// A file of root's may be read by its group: root alone chooses the group and who is in it. Secrets
+/// A file of root's may be read by its group: root alone chooses the group and its members. Secrets
 /// of Kubernetes come so, with mode 0440. A file of any other user is for that user alone. libpq
 /// accepts its key files by the same rule.
 pub fn secret_mode_max(owner: u32) -> u32 {

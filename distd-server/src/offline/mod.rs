@@ -7,11 +7,14 @@
 //! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store (`own`) | everything |
 //! | `admin-token` | yes; the store must belong to the database | one row |
 //! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
+//! | `keys export` | yes | nothing of its |
+//! | `keys import` | the origin is not begun yet | the directory of its keys |
 //! | `openpgp-key` | yes | the key's file, if there is none |
 
 mod backup;
 mod doctor;
 mod fsck;
+mod handed;
 mod keys;
 mod own;
 mod rebuild;
@@ -22,6 +25,7 @@ mod token;
 pub use backup::{Backed, BackupError, backup};
 pub use doctor::{answers, doctor};
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
+pub use handed::{HandedError, export_keys, import_keys};
 pub use keys::{KeysError, openpgp_key, renew_ca, rotate};
 pub use own::OwnError;
 pub use rebuild::RebuildError;
