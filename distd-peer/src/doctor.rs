@@ -104,8 +104,8 @@ impl Examination {
         self.checks.iter().all(|check| check.verdict != Verdict::Finding)
     }
 
-    /// Checks that the directories that hold secrets are for their owner alone, and the files by
-    /// the rule of [`files::secret_mode_max`]. A file that is not there is left out.
+    /// Checks that the directories and files that hold secrets are for their owner alone. A file
+    /// that is not there is left out.
     pub fn rights(&mut self, secrets: impl IntoIterator<Item = PathBuf>) {
         let mut seen = 0;
         let before = self.checks.len();
@@ -113,8 +113,7 @@ impl Examination {
             let Ok(meta) = std::fs::metadata(&path) else { continue };
             seen += 1;
             let mode = meta.mode() & 0o7777;
-            let max = if meta.is_dir() { 0o700 } else { files::secret_mode_max(meta.uid()) };
-            if mode & 0o777 & !max != 0 {
+            if mode & 0o077 != 0 {
                 let wanted = if meta.is_dir() { "700" } else { "600" };
                 self.finding(
                     "rights",
@@ -124,7 +123,7 @@ impl Examination {
             }
         }
         if self.checks.len() == before {
-            self.sound("rights", format!("{seen} files with secrets are closed to others"));
+            self.sound("rights", format!("{seen} files with secrets are for their owner alone"));
         }
     }
 

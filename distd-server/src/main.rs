@@ -1,6 +1,6 @@
 //! `distd-server`: the origin.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -413,6 +413,9 @@ async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
 
 /// Prints the realm's keys, or writes them to a new file.
 fn export_keys(places: &Places, out: Option<&Path>) -> anyhow::Result<()> {
+    if out.is_none() && std::io::stdout().is_terminal() {
+        anyhow::bail!("private keys are not shown on a terminal: name a file with --out, or pipe them on");
+    }
     let text = offline::export_keys(places)?;
     match out {
         None => writeln!(std::io::stdout(), "{text}")?,

@@ -130,3 +130,29 @@ fn a_disk_costs_what_its_file_systems_cost_and_its_hash_tree_is_not_sent() {
     assert!(in_disk < 2 * bare, "{in_disk} {bare}");
     assert!(swapped < in_disk + bare / 2, "{swapped} {in_disk}");
 }
+
+#[test]
+fn a_squashfs_costs_little_more_than_the_same_files_in_erofs() {
+    let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
+    let dir = lab.path("");
+    let packers: [(&str, &[&str]); 3] =
+        [("gzip", &["-comp", "gzip"]), ("xz", &["-comp", "xz"]), ("lz4", &["-comp", "lz4", "-Xhc"])];
+    let mut images: Vec<Vec<PathBuf>> = vec![Vec::new(); packers.len()];
+    let roots = artifacts::releases_with(&dir, 41, |tree, _| {
+        for ((name, options), images) in packers.iter().zip(&mut images) {
+            let image = dir.join(format!("{name}-{}.squashfs", images.len()));
+            let always = ["-noappend", "-quiet", "-no-progress", "-all-root", "-all-time", "0"];
+            let args = [&[text(tree), text(&image)], *options, &always, &["-mkfs-time", "0"]].concat();
+            run("mksquashfs", &args);
+            images.push(image);
+        }
+    });
+    let bare = update(&lab, "bare", &roots[0], &roots[1]);
+    for ((name, _), images) in packers.iter().zip(&images) {
+        let bytes = update(&lab, name, &images[0], &images[1]);
+        let alone = fs::metadata(&images[1]).expect("an image").len();
+        eprintln!("EROFS {bare}, squashfs {name} {bytes} of {alone}");
+        // All inodes have new places of their data.
+        assert!(bytes * 100 < bare * 130, "{name}: {bytes}, {bare}");
+    }
+}

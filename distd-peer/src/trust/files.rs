@@ -18,14 +18,12 @@ pub const TRUST_FILE_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The file is secret, and other users may read or write it.
-    #[error("{path} is open to others (mode {mode:03o}); run: chmod {mend:03o} {path}")]
+    #[error("{path} is open to others (mode {mode:03o}); run: chmod 600 {path}")]
     TooOpen {
         /// Path of the file.
         path: PathBuf,
         /// Permission bits of the file.
         mode: u32,
-        /// Permission bits that the file may have.
-        mend: u32,
     },
     /// The file is secret, and belongs neither to root nor to the user of this process.
     #[error("{path} belongs to another user, who could change it; run: chown root {path}")]
@@ -82,14 +80,8 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
-/// Permission bits that a secret file of the user `owner` may have.
-///
-/// A file of root's may be read by its group: root alone chooses the group and its members. Secrets
-/// of Kubernetes come so, with mode 0440. A file of any other user is for that user alone. libpq
-/// accepts its key files by the same rule.
-pub fn secret_mode_max(owner: u32) -> u32 {
-    if owner == 0 { GRANTED_MODE_MAX } else { 0o700 }
-}
+/// Permission bits that a secret file may have that this process keeps itself.
+const KEPT_MODE_MAX: u32 = 0o700;
 
 /// Permission bits that a secret file may have that was handed to this process by name.
 const GRANTED_MODE_MAX: u32 = 0o750;
@@ -98,12 +90,7 @@ const GRANTED_MODE_MAX: u32 = 0o750;
 fn check_mode(meta: &fs::Metadata, path: &Path, max: u32) -> Result<(), FileError> {
     let mode = meta.mode() & 0o777;
     if mode & !max != 0 && keeps_modes_beside(path) {
-        // Execution of a secret has no use.
-        return Err(FileError::TooOpen {
-            path: path.to_owned(),
-            mode,
-            mend: secret_mode_max(meta.uid()) & 0o640,
-        });
+        return Err(FileError::TooOpen { path: path.to_owned(), mode });
     }
     Ok(())
 }
@@ -121,8 +108,7 @@ pub fn check_granted(meta: &fs::Metadata, path: &Path) -> Result<(), FileError> 
     check_mode(meta, path, GRANTED_MODE_MAX)
 }
 
-/// Like [`read`], but refuses a file on which its group or others have more rights than
-/// [`secret_mode_max`].
+/// Like [`read`], but refuses a file on which the group or others have any right.
 pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -131,7 +117,7 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     };
     // Use the mode of the open file, so that the file checked is the file read.
     let meta = file.metadata().map_err(FileError::io("inspect", path))?;
-    check_mode(&meta, path, secret_mode_max(meta.uid()))?;
+    check_mode(&meta, path, KEPT_MODE_MAX)?;
     read_bounded(file, path).map(Some)
 }
 
@@ -421,37 +407,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         create_secret(&path, b"one").expect("create");
-        let mend = if fs::metadata(&path).expect("stat").uid() == 0 { "chmod 640" } else { "chmod 600" };
-        for mode in [0o644, 0o604, 0o620, 0o660, 0o602] {
+        for mode in [0o640, 0o604, 0o620, 0o610] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
             let error = read_secret(&path).expect_err("too open");
-            assert!(error.to_string().contains(mend), "{error}");
+            assert!(error.to_string().contains("chmod 600"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_secret_of_roots_may_be_read_by_its_group_and_one_of_another_user_by_nobody_else() {
-        for (owner, mode, is_good) in [
-            (0, 0o440, true),
-            (0, 0o640, true),
-            (0, 0o600, true),
-            (0, 0o444, false),
-            (0, 0o660, false),
-            (0, 0o604, false),
-            (65532, 0o600, true),
-            (65532, 0o400, true),
-            (65532, 0o440, false),
-            (65532, 0o640, false),
-            (65532, 0o660, false),
-        ] {
-            assert_eq!(mode & !secret_mode_max(owner) == 0, is_good, "{owner} {mode:o}");
-        }
-        // The file of this test belongs to the user that runs it, who may be root.
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("k");
-        create_secret(&path, b"one").expect("create");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).expect("chmod");
-        let is_root = fs::metadata(&path).expect("stat").uid() == 0;
-        assert_eq!(read_secret(&path).is_ok(), is_root);
     }
 }
