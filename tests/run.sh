@@ -100,9 +100,6 @@ else
   tests/install/run.sh "$work/packages"
 fi
 
-echo "== containers, Kubernetes, NixOS"
-if [ "$(id -u)" = 0 ]; then tests/deploy/run.sh; else echo "NOT RUN: what deploy/ has for containers: not root"; fi
-
 echo "== what pulls do, once more where UDP is dropped"
 # Without tests of neighbours and sites: these exchange over QUIC only.
 tests/lib/no_udp.sh cargo nextest run --workspace --tests --locked --offline --no-fail-fast \

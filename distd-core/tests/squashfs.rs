@@ -190,6 +190,20 @@ fn files_that_are_not_packed_have_regions_with_their_bytes() {
     }));
 }
 
+/// Makes a disk with an image in its one partition.
+fn disk_of(dir: &Path, image: &[u8]) -> Vec<u8> {
+    let (disk, table) = (dir.join("disk"), dir.join("table"));
+    let mut bytes = vec![0; 1 << 20];
+    bytes.extend_from_slice(image);
+    bytes.resize((bytes.len() + (1 << 20)).next_multiple_of(1 << 20), 0);
+    fs::write(&disk, &bytes).expect("writable");
+    let sectors = image.len().div_ceil(512);
+    let text = format!("label: gpt\nstart=2048, size={sectors}, name=\"system-a\"\n");
+    fs::write(&table, text).expect("writable");
+    run("sh", &["-c", &format!("sfdisk -q {} < {}", disk.display(), table.display())]);
+    fs::read(disk).expect("a disk")
+}
+
 #[test]
 fn an_image_in_a_partition_has_the_same_views() {
     if !has("mksquashfs") || !has("sfdisk") {
@@ -197,23 +211,32 @@ fn an_image_in_a_partition_has_the_same_views() {
     }
     let dir = TempDir::new().expect("a temporary directory");
     let image = image(dir.path(), &files(), PACKERS[0]);
-    let disk = dir.path().join("disk");
-    let mut bytes = vec![0; 1 << 20];
-    bytes.extend_from_slice(&image);
-    bytes.resize((bytes.len() + (1 << 20)).next_multiple_of(1 << 20), 0);
-    fs::write(&disk, &bytes).expect("writable");
-    let table = dir.path().join("table");
-    let sectors = image.len().div_ceil(512);
-    fs::write(&table, format!("label: gpt\nstart=2048, size={sectors}, name=\"system-a\"\n"))
-        .expect("writable");
-    let command = format!("sfdisk -q {} < {}", disk.display(), table.display());
-    run("sh", &["-c", &command]);
-    let disk = fs::read(disk).expect("a disk");
+    let disk = disk_of(dir.path(), &image);
     let alone = content(&image, "alone");
     let inside = content(&disk, "in a partition");
     let moved: BTreeMap<String, Vec<u8>> =
         alone.into_iter().map(|(name, bytes)| (format!("system///{name}"), bytes)).collect();
     assert!(moved == inside, "{:?}", inside.keys().next());
+}
+
+#[test]
+fn a_file_that_lies_behind_all_numbers_has_no_view() {
+    if !has("mksquashfs") || !has("sfdisk") {
+        return;
+    }
+    let dir = TempDir::new().expect("a temporary directory");
+    // The inode of a file with two names has an offset of eight bytes, and its length behind it.
+    let mut image = image(dir.path(), &files(), &["-comp", "gzip", "-noI", "-no-fragments"]);
+    let len = 70_000u64.to_le_bytes();
+    let places: Vec<usize> = (8..image.len() - 8).filter(|at| image[*at..at + 8] == len).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        image[at - 8..at].copy_from_slice(&(u64::MAX - 100_000).to_le_bytes());
+    }
+    for artifact in [disk_of(dir.path(), &image), image] {
+        assert_covers(&regions(&artifact[..]), artifact.len(), "behind all numbers");
+        assert!(found(&artifact).groups.is_empty());
+    }
 }
 
 /// Small image and its groups.

@@ -205,7 +205,10 @@ impl<'v, R: ReadAt + ?Sized> Reader<'v, R> {
                     }
                     // A hard link is another name of the same file.
                     Inode::File(file) if file.size > 0 && seen_files.insert(entry.inode) => {
-                        file.start.checked_add(file.packed_bytes())?;
+                        let end = file.start.checked_add(file.packed_bytes())?;
+                        if end > self.volume.len() {
+                            return None;
+                        }
                         each(File {
                             path: &name,
                             start: file.start,
